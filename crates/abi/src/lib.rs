@@ -1,0 +1,415 @@
+//! The statistics object: what a program under kernmalloc writes while it runs, and what a reader
+//! maps read-only, live or after the program's death.
+//!
+//! # Theory
+//!
+//! One file (or memfd) per process. The writer's fast paths add to it with plain stores inside a
+//! per-CPU critical section; nothing here is ever locked, so a reader can stop nobody and nobody
+//! can stop a reader. The file is sparse: only what the program touched has pages.
+//!
+//! ```text
+//!  Header | libraries | types | zones | zone lines (slot-major) | type lines (slot-major)
+//! ```
+//!
+//! *Slot* is the writer's unit of exclusion (a CPU, or one of a few lock words of a CPU). A figure of a
+//! malloc type is the sum of its lines over all slots. A block may be allocated in one slot and
+//! freed in another, so one line's difference may be negative (it wraps); only sums mean anything.
+//!
+//! # Reading without a stop
+//!
+//! To never see more frees than allocations, read **every slot's frees first, then every slot's
+//! allocations** ([`TypeTotals::read`]). The writer stores a block's allocation before its free
+//! can be seen; a reader that saw the free therefore sees the allocation. What happens between
+//! the two passes shows as in use, so the sum errs upward by the traffic of those microseconds
+//! and is exact while the program stands still.
+//!
+//! # Version
+//!
+//! [`VERSION`] changes with any change of layout; a reader refuses what it does not know. Sections
+//! carry their own offset and stride, so records may grow at their end within one version.
+#![no_std]
+
+#[cfg(loom)]
+extern crate std;
+
+/// The atomic words of the object; loom's under `--cfg loom`, so that the reader's protocol is
+/// checked on the very code that ships.
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+mod line;
+pub use line::{TypeLine, TypeTotals};
+
+/// `KERNMALC`, little-endian, at offset 0. Stored last by the writer: a reader that sees it sees a
+/// whole header.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"KERNMALC");
+/// Layout version, see the crate's text.
+pub const VERSION: u32 = 1;
+/// Bytes reserved for [`Header`]; the first section starts here.
+pub const HEADER_BYTES: u64 = 8192;
+
+/// The environment variable that names the directory in which a program makes its statistics
+/// object (`PID.GENERATION`). The run command sets it, and keeps the files after their program's death.
+pub const DIR_ENV: &str = "KERNMALLOC_DIR";
+/// The environment variable with the tunables, `name=value,name=value`.
+pub const TUNABLES_ENV: &str = "KERNMALLOC";
+/// Directory used without [`DIR_ENV`]: this prefix and the user's id. Objects there go with their program.
+pub const DEFAULT_DIR_PREFIX: &str = "/dev/shm/kernmalloc-";
+/// Name of the memfd used when no directory can be written.
+pub const MEMFD_NAME: &str = "kernmalloc-stats";
+
+/// A table in the object.
+#[repr(C)]
+pub struct Section {
+    /// Bytes from the start of the object.
+    pub offset: u64,
+    /// Bytes from one record to the next (for lines: from one slot's row to the next).
+    pub stride: u64,
+    /// How many records there is room for (for lines: rows).
+    pub capacity: u64,
+    /// How many records are in use; grows only. A record is complete before it is counted.
+    pub used: AtomicU64,
+}
+
+/// What the program is doing.
+pub mod state {
+    /// Runs (or was killed with no chance to say otherwise: see whether the pid lives).
+    pub const RUNNING: u32 = 1;
+    /// Went through its exit handlers.
+    pub const EXITED: u32 = 2;
+}
+
+/// How blocks are credited, [`Header::attribution`].
+pub mod attribution {
+    /// All to one type.
+    pub const OFF: u32 = 0;
+    /// To the library that called.
+    pub const LIBRARY: u32 = 1;
+    /// To the call site, whose parent is the library (the default).
+    pub const SITE: u32 = 2;
+}
+
+/// First record of the object.
+#[repr(C)]
+pub struct Header {
+    /// [`MAGIC`] once the object is complete.
+    pub magic: AtomicU64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// One of [`state`].
+    pub state: AtomicU32,
+    /// Size of the whole object, bytes.
+    pub total_bytes: u64,
+
+    /// [`LibRecord`]s.
+    pub libs: Section,
+    /// [`TypeRecord`]s.
+    pub types: Section,
+    /// [`ZoneRecord`]s.
+    pub zones: Section,
+    /// [`ZoneLine`]s: row per slot, in it one per zone.
+    pub zone_lines: Section,
+    /// [`TypeLine`]s: row per slot, in it one per type. `used` counts slots that were ever entered,
+    /// as one past the highest.
+    pub type_lines: Section,
+
+    /// Process id, and that of the parent, in the program's own pid namespace.
+    pub pid: u32,
+    /// See [`Header::pid`].
+    pub parent_pid: u32,
+    /// 0 for the first image under this pid, one more after each exec.
+    pub generation: u32,
+    /// One of [`attribution`].
+    pub attribution: u32,
+    /// When the object was made, nanoseconds of `CLOCK_REALTIME`.
+    pub start_realtime_ns: u64,
+    /// `/proc/self/exe` at start, NUL-terminated, cut at 255 bytes.
+    pub exe: [u8; 256],
+
+    /// The heap's address range: first address, bytes given to the arena so far, bytes it may grow to.
+    pub heap_base: u64,
+    /// See [`Header::heap_base`]. Grows only.
+    pub heap_bytes: AtomicU64,
+    /// See [`Header::heap_base`].
+    pub heap_max_bytes: u64,
+    /// The table from page to slab: address and bytes mapped so far.
+    pub table_base: u64,
+    /// See [`Header::table_base`].
+    pub table_bytes: AtomicU64,
+    /// The allocator's own records (descriptors, buckets, boundary tags, slots, call-site table): address
+    /// and bytes mapped so far.
+    pub meta_base: u64,
+    /// See [`Header::meta_base`].
+    pub meta_bytes: AtomicU64,
+    /// Bytes of meta handed out to records.
+    pub meta_used_bytes: AtomicU64,
+    /// Address of the statistics object in the program.
+    pub stats_base: u64,
+
+    /// Address in the program of the first [`CpuCache`] of slot 0, with the strides to the next slot and
+    /// to the next zone; for a reader with ptrace rights. 0 before the first allocation.
+    pub caches_base: AtomicU64,
+    /// See [`Header::caches_base`].
+    pub cache_slot_stride: u64,
+    /// See [`Header::caches_base`].
+    pub cache_zone_stride: u64,
+
+    /// Bytes per page.
+    pub page_bytes: u32,
+    /// Which CPU identity the slots follow: 1 concurrency id, 2 CPU number, 3 thread.
+    pub slot_kind: AtomicU32,
+
+    /// Pages of the heap by use; together they are `heap_bytes`. In slabs.
+    pub pages_slab: AtomicU64,
+    /// In blocks larger than the largest size class.
+    pub pages_large: AtomicU64,
+    /// Free, and possibly still backed by memory.
+    pub pages_free_dirty: AtomicU64,
+    /// Free, and given back to the system or never touched.
+    pub pages_free_clean: AtomicU64,
+    /// Large pages that are free but kept in caches of runs (counted in `pages_large`).
+    pub pages_large_cached: AtomicU64,
+
+    /// Blocks that were credited to an overflow row because the table of types was full.
+    pub site_overflow: AtomicU64,
+    /// Requests that failed for want of memory.
+    pub failures: AtomicU64,
+    /// When the last request failed, nanoseconds of `CLOCK_MONOTONIC`; 0 never.
+    pub last_fail_monotonic_ns: AtomicU64,
+    /// Frees reported as misuse.
+    pub misuses: AtomicU64,
+    /// Text of the first misuse report, NUL-terminated. The length is stored after the text.
+    pub report_len: AtomicU32,
+    /// Non-zero when malloc of this program is not ours: it brings its own.
+    pub foreign_malloc: AtomicU32,
+    /// See [`Header::report_len`].
+    pub report: [u8; 2048],
+}
+const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES as usize);
+
+/// Flags of a [`LibRecord`].
+pub mod lib_flag {
+    /// The main program.
+    pub const MAIN: u32 = 1;
+    /// Not mapped any more (dlclose).
+    pub const UNLOADED: u32 = 2;
+    /// Not a file: generated code.
+    pub const ANONYMOUS: u32 = 4;
+}
+
+/// A library (or the main program), by path and build id: opened twice it is one record.
+#[repr(C)]
+pub struct LibRecord {
+    /// Path as the loader mapped it, NUL-terminated, cut at 255 bytes.
+    pub path: [u8; 256],
+    /// GNU build id, as long as `build_id_len` says.
+    pub build_id: [u8; 32],
+    /// Bytes of `build_id`; 0 when the file has none.
+    pub build_id_len: u32,
+    /// Bits of [`lib_flag`].
+    pub flags: AtomicU32,
+    /// What was added to the file's addresses when it was last mapped (an address in the program minus this is
+    /// an address in the file's symbol table).
+    pub bias: AtomicU64,
+}
+
+/// What a [`TypeRecord`] stands for.
+pub mod type_kind {
+    /// A malloc type defined by a program, with a name.
+    pub const STATIC: u32 = 1;
+    /// A call site: library and offset.
+    pub const SITE: u32 = 2;
+    /// What a library allocated after the table of call sites was full.
+    pub const LIB_OVERFLOW: u32 = 3;
+    /// What libraries allocated after the table of libraries was full.
+    pub const OVERFLOW: u32 = 4;
+}
+
+/// [`TypeRecord::lib`] of a type that has no library.
+pub const NO_LIB: u32 = u32::MAX;
+
+/// A malloc type; its counters are the lines with its index.
+#[repr(C, align(64))]
+pub struct TypeRecord {
+    /// One of [`type_kind`].
+    pub kind: u32,
+    /// Index of the library, or [`NO_LIB`].
+    pub lib: u32,
+    /// For a call site: return address minus the library's bias.
+    pub offset: u64,
+    /// For a static type: its short description, NUL-terminated.
+    pub name: [u8; 32],
+    /// Most bytes in use at one time, as of the last time a slot compared (see `kern`'s `stats`); a reader takes the
+    /// greater of this and what [`TypeTotals::read`] finds.
+    pub high_water_bytes: AtomicU64,
+    /// Requests of this type that failed.
+    pub failures: AtomicU64,
+    /// Limit in bytes, 0 for none.
+    pub limit_bytes: AtomicU64,
+    /// Times a request slept on the limit.
+    pub limit_blocks: AtomicU64,
+    /// Times a request slept for want of memory.
+    pub map_blocks: AtomicU64,
+    /// Room to grow.
+    pub reserved: [u64; 3],
+}
+const _: () = assert!(core::mem::size_of::<TypeRecord>() == 128);
+
+/// Flags of a [`ZoneRecord`].
+pub mod zone_flag {
+    /// Serves a malloc size class.
+    pub const MALLOC: u32 = 1;
+    /// Slab header outside the slab.
+    pub const OFFPAGE: u32 = 2;
+    /// Serves runs of pages: an item is a whole run.
+    pub const RUN: u32 = 4;
+}
+
+/// A zone. Counts are items unless named otherwise.
+#[repr(C, align(64))]
+pub struct ZoneRecord {
+    /// NUL-terminated.
+    pub name: [u8; 32],
+    /// Item size in bytes as served.
+    pub item_bytes: u32,
+    /// Slab size in bytes.
+    pub slab_bytes: u32,
+    /// Items in a slab.
+    pub items_per_slab: u32,
+    /// Bytes at the start of a slab that are not items (inline header), rounded up to the first item.
+    pub header_bytes: u32,
+    /// Bits of [`zone_flag`].
+    pub flags: u32,
+    /// Bit of this zone in [`TypeLine::size_mask`].
+    pub size_bit: u32,
+    /// Slabs.
+    pub slabs: AtomicU64,
+    /// Free items in slabs.
+    pub slab_free: AtomicU64,
+    /// Items in full buckets of the depots.
+    pub depot: AtomicU64,
+    /// Most items, 0 for no limit.
+    pub limit: AtomicU64,
+    /// Failed allocations.
+    pub fails: AtomicU64,
+    /// Allocations that slept.
+    pub sleeps: AtomicU64,
+    /// Items freed in another domain than they came from.
+    pub xdomain: AtomicU64,
+    /// Items that the largest bucket holds now.
+    pub bucket_size: AtomicU64,
+    /// Allocations and frees that went past the per-CPU caches.
+    pub direct_allocs: AtomicU64,
+    /// See [`ZoneRecord::direct_allocs`].
+    pub direct_frees: AtomicU64,
+    /// Room to grow.
+    pub reserved: [u64; 7],
+}
+const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
+
+/// Counters of one zone in one slot, as of the slot's last exchange of a bucket (the live ones are in
+/// [`CpuCache`], private to the program).
+#[repr(C)]
+pub struct ZoneLine {
+    /// Items handed out.
+    pub allocs: AtomicU64,
+    /// Items taken back.
+    pub frees: AtomicU64,
+}
+
+/// The per-CPU cache of one zone: one cache line, changed only inside the slot's critical section.
+///
+/// Here because a reader with ptrace rights copies it out of the live program.
+#[repr(C, align(64))]
+pub struct CpuCache {
+    /// Items of the bucket that allocations pop and frees push.
+    pub alloc_items: *mut usize,
+    /// Items of the bucket behind it.
+    pub free_items: *mut usize,
+    /// How many items the first holds.
+    pub alloc_count: u32,
+    /// How many items either may hold.
+    pub capacity: u32,
+    /// How many items the second holds.
+    pub free_count: u32,
+    /// Capacity of the second.
+    pub free_capacity: u32,
+    /// Items handed out by this cache.
+    pub allocs: u64,
+    /// Items taken back by this cache.
+    pub frees: u64,
+    /// Room to grow.
+    pub reserved: [u64; 2],
+}
+const _: () = assert!(core::mem::size_of::<CpuCache>() == 64);
+
+/// Size bits of [`TypeLine::size_mask`]: below this, the index of a size class; from it on, one bit per doubling
+/// of page runs (`LARGE_BIT + log2(bytes) - 17`, at most 63).
+pub const LARGE_BIT: u32 = 44;
+
+/// The size classes of malloc, bytes: 16-byte steps to 128, then four per doubling to 64 KiB, which bounds the waste
+/// inside a block at 20 % above 64 bytes (illumos `umem`; FreeBSD measured 33 % with powers of two).
+pub const SIZE_CLASSES: [u32; LARGE_BIT as usize] = {
+    let mut out = [0u32; LARGE_BIT as usize];
+    let mut i = 0;
+    while i < 8 {
+        out[i] = 16 * (i as u32 + 1);
+        i += 1;
+    }
+    let mut base = 128;
+    while i < LARGE_BIT as usize {
+        let mut quarter = 1;
+        while quarter <= 4 {
+            out[i] = base + base / 4 * quarter;
+            i += 1;
+            quarter += 1;
+        }
+        base *= 2;
+    }
+    assert!(out[LARGE_BIT as usize - 1] == 65536);
+    out
+};
+
+/// Bit for a block of `bytes` that is larger than every size class.
+#[must_use]
+pub const fn large_bit(bytes: u64) -> u32 {
+    let log2 = bytes.max(65537).next_power_of_two().trailing_zeros();
+    let bit = LARGE_BIT + log2 - 17;
+    if bit > 63 { 63 } else { bit }
+}
+
+/// Text of a NUL-terminated field.
+#[must_use]
+pub fn c_text(field: &[u8]) -> &[u8] {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    &field[..end]
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_step_by_a_fifth_at_most_above_64_bytes() {
+        for pair in SIZE_CLASSES.windows(2).filter(|pair| pair[0] >= 64) {
+            assert!((pair[1] - pair[0]) * 4 <= pair[0], "{pair:?}");
+            assert!(pair[1] % 16 == 0);
+        }
+    }
+
+    #[test]
+    fn a_large_block_has_a_bit_of_its_own_doubling() {
+        assert_eq!(large_bit(65537), 44);
+        assert_eq!(large_bit(128 * 1024), 44);
+        assert_eq!(large_bit(128 * 1024 + 1), 45);
+        assert_eq!(large_bit(u64::MAX / 2), 63);
+    }
+
+    #[test]
+    fn text_ends_at_the_nul() {
+        assert_eq!(c_text(b"temp\0x"), b"temp");
+        assert_eq!(c_text(b"temp"), b"temp");
+    }
+}
