@@ -375,7 +375,8 @@ pub const SIZE_CLASSES: [u32; LARGE_BIT as usize] = {
 /// Bit for a block of `bytes` that is larger than every size class.
 #[must_use]
 pub const fn large_bit(bytes: u64) -> u32 {
-    let log2 = bytes.max(65537).next_power_of_two().trailing_zeros();
+    let bytes = if bytes > 65537 { bytes } else { 65537 };
+    let log2 = bytes.next_power_of_two().trailing_zeros();
     let bit = LARGE_BIT + log2 - 17;
     if bit > 63 { 63 } else { bit }
 }
