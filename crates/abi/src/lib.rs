@@ -40,6 +40,7 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 mod line;
+pub mod page;
 pub use line::{TypeLine, TypeTotals};
 
 /// `KERNMALC`, little-endian, at offset 0. Stored last by the writer: a reader that sees it sees a

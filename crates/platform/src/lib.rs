@@ -1,1 +1,168 @@
-//! Being built.
+//! What a process or a kernel must give the allocator, and nothing more.
+//!
+//! # Rules for every function of [`Platform`]
+//!
+//! * None may allocate from the allocator, directly or not, and none may unwind.
+//! * Unless its text says *may sleep* it can be called wherever the allocator can: inside a critical
+//!   section, in an interrupt, with a [`RawLock`] held.
+//!
+//! # Critical sections
+//!
+//! The allocator keeps its caches and counters in *slots*. [`Platform::enter`] gives the caller one slot for itself until
+//! [`Platform::leave`]. In a kernel a slot is a CPU and the section masks what could re-enter the allocator. In a
+//! process a slot is a lock word that belongs to a CPU and is taken by a restartable sequence; a CPU has a few, since
+//! the holder of one may be preempted. Either way what runs inside is ordinary code, must be short, and may take a
+//! [`RawLock`] only where the allocator's text says so.
+#![no_std]
+
+#[cfg(feature = "fake")]
+extern crate std;
+
+mod lock;
+pub use lock::{Lock, LockGuard, RawLock};
+
+#[cfg(feature = "fake")]
+pub mod fake;
+
+/// Where the slots are: `ids * rows` of them plus one that all share, `stride_bytes` apart.
+///
+/// Slot `row * ids + id` belongs to CPU identity `id`; the last belongs to whoever found no other.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotTable {
+    /// Address of the first slot. Its first 32-bit word is the platform's, zero when the slot is free.
+    pub base: usize,
+    /// From one slot to the next.
+    pub stride_bytes: usize,
+    /// CPU identities.
+    pub ids: usize,
+    /// Slots per identity.
+    pub rows: usize,
+}
+
+impl SlotTable {
+    /// Slots, the shared one included.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.ids * self.rows + 1
+    }
+
+    /// Address of a slot.
+    #[must_use]
+    pub const fn slot(&self, index: usize) -> usize {
+        self.base + index * self.stride_bytes
+    }
+}
+
+/// New memory for the heap or for the allocator's own records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First address, page aligned.
+    pub addr: usize,
+    /// Bytes, a multiple of the page size.
+    pub bytes: usize,
+}
+
+/// What was wrong with a pointer given back, or with memory looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misuse {
+    /// The item is free already.
+    DuplicateFree,
+    /// Inside the heap, but no block starts there and none contains it.
+    InvalidFree,
+    /// Inside a block, not at its start.
+    UnalignedFree,
+    /// Not an address of this heap.
+    ForeignFree,
+}
+
+/// A misuse, with all that is known of the address. Addresses of code are as the program sees them.
+#[derive(Clone, Copy, Debug)]
+pub struct MisuseReport {
+    /// What happened.
+    pub what: Misuse,
+    /// The pointer given.
+    pub addr: usize,
+    /// Start of the block that contains it, or 0.
+    pub item: usize,
+    /// Bytes of that block as served, or 0.
+    pub item_bytes: usize,
+    /// The type that allocated the block (live or, for a duplicate free, last), or `None`.
+    pub type_index: Option<u16>,
+    /// Return address of the call that misuses, or 0.
+    pub caller: usize,
+    /// Return address of the call that freed the block before, or 0.
+    pub freed_by: usize,
+}
+
+/// The port contract. Zero-sized: all is associated functions, so that everything inlines.
+///
+/// # Safety
+/// 1. [`enter`](Self::enter) gives a slot to one caller at a time, until it calls [`leave`](Self::leave); what a
+///    holder wrote is visible to the next.
+/// 2. Memory from the `extend` functions is unused by anyone else, zero, writable and stays so.
+/// 3. After [`discard`](Self::discard) the pages read as zero or keep their contents; after `true`, zero.
+pub unsafe trait Platform: Sized + Send + Sync + 'static {
+    /// A lock that is safe against everything that may call the allocator.
+    type Lock: RawLock;
+    /// log2 of the page size.
+    const PAGE_SHIFT: u32 = 12;
+
+    /// Tells the port where the slots are. Called once, before the first [`enter`](Self::enter) that may succeed.
+    fn bind_slots(table: SlotTable);
+
+    /// Takes a slot of the CPU we run on and returns its address, or 0 when none can be had (all taken by
+    /// preempted holders, CPU unknown, not bound yet). Never waits.
+    fn enter() -> usize;
+
+    /// Gives a slot back.
+    ///
+    /// # Safety
+    /// 1. `slot` is held by the caller, from [`enter`](Self::enter) or one of the `claim` functions.
+    unsafe fn leave(slot: usize);
+
+    /// Takes the shared slot, waiting for its holder. Used when [`enter`](Self::enter) fails.
+    ///
+    /// # Safety
+    /// 1. `slot` is the last of the bound table.
+    unsafe fn claim_shared(slot: usize);
+
+    /// Takes any slot, from whichever CPU we run on, waiting for its holder; never called while holding one, except
+    /// by a caller that takes them all in index order. False where the port cannot.
+    ///
+    /// # Safety
+    /// 1. `slot` is one of the bound table.
+    unsafe fn claim_remote(slot: usize) -> bool;
+
+    /// NUMA domain of a slot's CPU.
+    fn domain_of_slot(_index: usize) -> usize {
+        0
+    }
+
+    /// Grows the heap by at least `min_bytes`, by `want_bytes` if that can be had; the table word of every new page
+    /// becomes accessible (and zero) as well. `None` when the system has no more.
+    fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent>;
+
+    /// Grows the region of the allocator's own records.
+    fn extend_meta(min_bytes: usize) -> Option<Extent>;
+
+    /// Gives the memory behind pages of the heap back to the system, keeping the addresses.
+    ///
+    /// # Safety
+    /// 1. The pages are the heap's and free.
+    unsafe fn discard(addr: usize, bytes: usize) -> bool;
+
+    /// Moves the memory behind `from` to `to` without copying; afterwards `from` reads as zero. False, with nothing
+    /// changed, where the port cannot.
+    ///
+    /// # Safety
+    /// 1. Both ranges are the heap's, whole pages, disjoint; nobody else touches them.
+    unsafe fn move_pages(_from: usize, _to: usize, _bytes: usize) -> bool {
+        false
+    }
+
+    /// Monotonic time, nanoseconds.
+    fn now_ns() -> u64;
+
+    /// Reports a misuse. Returns if the program is to go on, in which case the call that misused has no effect.
+    fn misuse(report: &MisuseReport);
+}
