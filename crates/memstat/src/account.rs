@@ -1,0 +1,287 @@
+//! The account: what the counters say, held against what the kernel says is resident.
+
+use std::ops::Range;
+
+use abi::page;
+
+use crate::error::{Error, Result};
+use crate::object::Object;
+use crate::process::{self, Mapping, PageRegion};
+use crate::snapshot::{Heap, Snapshot};
+
+/// A part of the account: bytes of address space, and how many of those are not in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residence {
+    /// Bytes by the counters.
+    pub bytes: u64,
+    /// Bytes of the part's pages that are not in memory (never touched, given back, or in swap).
+    pub absent_bytes: u64,
+}
+
+impl Residence {
+    /// Bytes in memory.
+    #[must_use]
+    pub fn resident_bytes(&self) -> i64 {
+        (self.bytes as i64).wrapping_sub(self.absent_bytes as i64)
+    }
+}
+
+/// Where the memory of a program is. Every figure is bytes.
+///
+/// The counters come from the statistics object and the per-CPU caches. What is absent comes from the page map, its pages sorted by
+/// the program's own page table. The sum of the two is held against `smaps`, which knows neither.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    /// Served to the program in size classes: in use by the types, less the large blocks.
+    pub served_classes: i64,
+    /// Cached per CPU.
+    pub cached: u64,
+    /// In full buckets of the depots.
+    pub depots: u64,
+    /// Free in slabs.
+    pub slab_free: u64,
+    /// Slab headers and tails.
+    pub slab_overhead: u64,
+    /// All of the slabs: the five lines above.
+    pub slabs: Residence,
+    /// Served to the program in blocks larger than the largest size class.
+    pub large: Residence,
+    /// Free runs kept for reuse at their size.
+    pub cached_runs: Residence,
+    /// Free pages whose contents were not given back.
+    pub free_dirty: Residence,
+    /// Bytes in memory of pages that the counters hold for clean.
+    pub clean_resident: u64,
+    /// The table from page to slab.
+    pub table: Residence,
+    /// The allocator's records.
+    pub records: Residence,
+    /// The statistics object.
+    pub object: Residence,
+    /// Bytes of ours in swap (part of what is absent).
+    pub swapped: u64,
+    /// In memory and ours by `smaps`.
+    pub smaps_ours: u64,
+    /// Code and data of the library, in memory by `smaps`.
+    pub library: u64,
+    /// All resident memory of the program by `smaps`.
+    pub total: u64,
+    /// In use by all types, as the table of types says.
+    pub types_in_use: u64,
+}
+
+impl Account {
+    /// Reads the account of a live program, the calmest of a few attempts: the program runs meanwhile, and what it does between two
+    /// readings shows as a difference.
+    pub fn read(object: &Object) -> Result<(Self, Snapshot)> {
+        const ATTEMPTS: u32 = 8;
+        let Some(pid) = object.pid() else {
+            let e = std::io::Error::new(std::io::ErrorKind::Unsupported, "the program is not running");
+            return Err(Error::io("account of resident memory", e));
+        };
+        let mut best: Option<(Self, Snapshot)> = None;
+        for _ in 0..ATTEMPTS {
+            let snapshot = object.snapshot()?;
+            let account = Self::read_once(pid, &snapshot)?;
+            let difference = account.difference().unsigned_abs();
+            // A thousandth is noise of a program that runs; the promise is a hundredth.
+            let good_enough = difference * 1000 <= account.smaps_ours;
+            if best.as_ref().is_none_or(|(old, _)| difference < old.difference().unsigned_abs()) {
+                best = Some((account, snapshot));
+            }
+            if good_enough {
+                break;
+            }
+        }
+        best.ok_or(Error::NoSuchProcess { pid })
+    }
+
+    /// In memory and ours, by the counters and the page map.
+    #[must_use]
+    pub fn ours(&self) -> i64 {
+        let parts = [self.slabs, self.large, self.cached_runs, self.free_dirty, self.table, self.records, self.object];
+        parts.iter().map(Residence::resident_bytes).fold(self.clean_resident as i64, i64::wrapping_add)
+    }
+
+    /// What the account has and `smaps` has not.
+    #[must_use]
+    pub fn difference(&self) -> i64 {
+        self.ours().wrapping_sub(self.smaps_ours as i64)
+    }
+
+    /// Resident memory of the program that is not ours.
+    #[must_use]
+    pub fn not_ours(&self) -> u64 {
+        self.total.saturating_sub(self.smaps_ours).saturating_sub(self.library)
+    }
+
+    fn read_once(pid: u32, snapshot: &Snapshot) -> Result<Self> {
+        let heap = &snapshot.heap;
+        let page_bytes = heap.page_bytes;
+        if !page_bytes.is_power_of_two() {
+            let offset = std::mem::offset_of!(abi::Header, page_bytes) as u64;
+            return Err(Error::Malformed { what: "page_bytes", offset, found: page_bytes });
+        }
+        let pages = read_pages(pid, heap)?;
+        let ranges = [
+            heap.base..heap.base.saturating_add(heap.max_bytes),
+            heap.table_base..heap.table_base.saturating_add(heap.table_bytes),
+            heap.meta_base..heap.meta_base.saturating_add(heap.meta_bytes),
+            heap.stats_base..heap.stats_base.saturating_add(heap.stats_bytes),
+        ];
+        let regions = |range: &Range<u64>| process::page_regions(pid, range.clone(), page_bytes);
+        let parts = ranges[1..].iter().map(regions).collect::<Result<Vec<_>>>()?;
+        let smaps = process::smaps(pid)?;
+
+        let residence = |range: &Range<u64>, regions: &[PageRegion]| {
+            let bytes = range.end - range.start;
+            Residence { bytes, absent_bytes: bytes.saturating_sub(resident(regions)) }
+        };
+        let mut this = Self {
+            table: residence(&ranges[1], &parts[0]),
+            records: residence(&ranges[2], &parts[1]),
+            object: residence(&ranges[3], &parts[2]),
+            swapped: pages.swapped + parts.iter().flatten().filter(|r| r.swapped).map(region_bytes).sum::<u64>(),
+            clean_resident: pages.clean_resident,
+            types_in_use: snapshot.bytes_in_use(),
+            ..Self::default()
+        };
+
+        let large_bytes = heap.pages_large.saturating_sub(heap.pages_large_cached).saturating_mul(page_bytes);
+        this.large = Residence { bytes: large_bytes, absent_bytes: pages.large_absent };
+        let run_bytes = heap.pages_large_cached.saturating_mul(page_bytes);
+        this.cached_runs = Residence { bytes: run_bytes, absent_bytes: pages.run_absent };
+        let dirty_bytes = heap.pages_free_dirty.saturating_mul(page_bytes);
+        this.free_dirty = Residence { bytes: dirty_bytes, absent_bytes: pages.dirty_absent };
+
+        let mut slab_bytes = 0u64;
+        for zone in &snapshot.zones {
+            if zone.flags & abi::zone_flag::RUN != 0 {
+                continue;
+            }
+            let items = |n: u64| n.saturating_mul(zone.item_bytes);
+            let zone_bytes = zone.slabs.saturating_mul(zone.slab_bytes);
+            slab_bytes = slab_bytes.saturating_add(zone_bytes);
+            this.cached = this.cached.saturating_add(items(zone.cached()));
+            this.depots = this.depots.saturating_add(items(zone.depot));
+            this.slab_free = this.slab_free.saturating_add(items(zone.slab_free));
+            let overhead = zone_bytes.saturating_sub(items(zone.items()));
+            this.slab_overhead = this.slab_overhead.saturating_add(overhead);
+        }
+        // What the types have in use, not what is missing from the zones: so the table of types itself is held against
+        // the kernel, and an error in it shows as a difference.
+        this.served_classes = (this.types_in_use as i64).wrapping_sub(large_bytes as i64);
+        let free =
+            [this.cached, this.depots, this.slab_free, this.slab_overhead].into_iter().fold(0, u64::saturating_add);
+        let bytes = u64::try_from(this.served_classes.saturating_add_unsigned(free)).unwrap_or(0);
+        this.slabs = Residence { bytes, absent_bytes: pages.slab_absent };
+
+        let mut previous_was_library = false;
+        for mapping in &smaps {
+            this.total += mapping.rss_bytes;
+            let ours = ranges
+                .iter()
+                .any(|range| !range.is_empty() && mapping.range.start < range.end && range.start < mapping.range.end);
+            if ours {
+                this.smaps_ours += mapping.rss_bytes;
+                previous_was_library = false;
+                continue;
+            }
+            // Zeroed data of the library has no file: it follows the library's last mapping.
+            let library = is_library(mapping)
+                || previous_was_library && mapping.inode == 0 && !mapping.shared && mapping.path.as_os_str().is_empty();
+            if library {
+                this.library += mapping.rss_bytes;
+            }
+            previous_was_library = is_library(mapping);
+        }
+        Ok(this)
+    }
+}
+
+fn is_library(mapping: &Mapping) -> bool {
+    mapping.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libkernmalloc"))
+}
+
+fn region_bytes(region: &PageRegion) -> u64 {
+    region.range.end - region.range.start
+}
+
+fn resident(regions: &[PageRegion]) -> u64 {
+    regions.iter().filter(|region| region.resident).map(region_bytes).sum()
+}
+
+/// The heap's pages by kind and presence, bytes.
+#[derive(Default)]
+struct Pages {
+    slab_absent: u64,
+    large_absent: u64,
+    run_absent: u64,
+    dirty_absent: u64,
+    clean_resident: u64,
+    swapped: u64,
+}
+
+fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
+    let page_bytes = heap.page_bytes;
+    // No address space has more than 2^57 bytes; with a heap at most that long, nothing below overflows.
+    let addressable = 1u64 << 57;
+    if heap.base > addressable || heap.bytes > addressable {
+        let offset = std::mem::offset_of!(abi::Header, heap_bytes) as u64;
+        return Err(Error::Malformed { what: "heap_bytes", offset, found: heap.bytes });
+    }
+    let npages = heap.bytes / page_bytes;
+    let end = heap.base.saturating_add(npages * page_bytes);
+    let regions = process::page_regions(pid, heap.base..end, page_bytes)?;
+
+    let mut out = Pages { swapped: regions.iter().filter(|r| r.swapped).map(region_bytes).sum(), ..Pages::default() };
+    // Resident bytes of pages `first..last`, by bisection: the heap may be huge and nearly empty.
+    let resident_between = |first: u64, last: u64| {
+        let (start, end) = (heap.base + first * page_bytes, heap.base + last * page_bytes);
+        let from = regions.partition_point(|region| region.range.end <= start);
+        let overlaps = regions[from..].iter().take_while(|region| region.range.start < end);
+        let overlaps = overlaps.filter(|region| region.resident);
+        overlaps.map(|region| region.range.end.min(end) - region.range.start.max(start)).sum::<u64>()
+    };
+
+    // Only the table's own present pages are read: reading an absent one would make it in the program.
+    let table = heap.table_base..heap.table_base.saturating_add(npages.saturating_mul(8));
+    let table_pages = process::page_regions(pid, table.clone(), page_bytes)?;
+    let mut next = 0u64;
+    // A page of a run knows its kind only from the run's first page.
+    let mut run = (page::FREE_CLEAN, 0u64);
+    let mut words = vec![0u8; 1 << 20];
+    for region in table_pages.iter().filter(|region| region.resident || region.swapped) {
+        let mut at = region.range.start.max(table.start);
+        let stop = region.range.end.min(table.end);
+        while at < stop {
+            let bytes = usize::try_from(stop - at).map_or(words.len(), |n| n.min(words.len()));
+            process::read_memory_exact(pid, at, &mut words[..bytes])?;
+            let first = (at - table.start) / 8;
+            out.clean_resident += resident_between(next, first);
+            for (i, word) in words[..bytes].chunks_exact(8).enumerate() {
+                let index = first + i as u64;
+                let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+                let mut kind = page::kind(word);
+                if kind == page::LARGE || kind == page::CACHED_RUN {
+                    run = (kind, index + page::run_pages(word) as u64);
+                } else if kind == page::LARGE_TAIL && index < run.1 {
+                    kind = run.0;
+                }
+                let resident = resident_between(index, index + 1);
+                let absent = page_bytes - resident;
+                match kind {
+                    page::SLAB => out.slab_absent += absent,
+                    page::LARGE | page::LARGE_TAIL => out.large_absent += absent,
+                    page::CACHED_RUN => out.run_absent += absent,
+                    page::FREE_DIRTY => out.dirty_absent += absent,
+                    _ => out.clean_resident += resident,
+                }
+            }
+            next = first + bytes as u64 / 8;
+            at += bytes as u64;
+        }
+    }
+    out.clean_resident += resident_between(next, npages);
+    Ok(out)
+}
