@@ -305,8 +305,14 @@ pub struct ZoneRecord {
     pub direct_allocs: AtomicU64,
     /// See [`ZoneRecord::direct_allocs`].
     pub direct_frees: AtomicU64,
+    /// Slabs ever imported from the arena; those given back are this less `slabs`.
+    pub slabs_imported: AtomicU64,
+    /// Most slabs at one time.
+    pub slabs_high_water: AtomicU64,
+    /// Slabs without an item in use, kept for reuse.
+    pub slabs_idle: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 7],
+    pub reserved: [u64; 4],
 }
 const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
 
