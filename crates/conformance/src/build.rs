@@ -1,0 +1,58 @@
+//! Building the test programs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// A file of `tests/programs`.
+#[must_use]
+pub fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(name)
+}
+
+fn out_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test has a file");
+    // target/PROFILE/deps/TEST
+    let profile = exe.ancestors().nth(2).expect("cargo's folders").to_owned();
+    let dir = profile.join("test-programs");
+    std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    dir
+}
+
+/// Builds `tests/programs/NAME.c` or `.cc`, once per run, and gives the program.
+#[must_use]
+pub fn cc(name: &str) -> PathBuf {
+    cc_with(name, name, &[])
+}
+
+/// The same with further arguments (libraries, `-shared`); `out` is the file's name.
+#[must_use]
+pub fn cc_with(name: &str, out: &str, args: &[&str]) -> PathBuf {
+    static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let out = out_dir().join(out);
+    // Held while building: two tests may want the same program.
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if built.contains(&out) {
+        return out;
+    }
+    let c = source(&format!("{name}.c"));
+    let cpp = c.exists();
+    let (compiler, standard, file) =
+        if cpp { ("gcc", "-std=gnu11", c) } else { ("g++", "-std=c++17", source(&format!("{name}.cc"))) };
+    // To another name first: an earlier run may still execute the old file.
+    let fresh = out.with_extension("new");
+    let mut command = Command::new(compiler);
+    command
+        .arg(standard)
+        // The compiler shall not know what malloc is, or it removes what is under test.
+        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-pthread", "-rdynamic", "-o"])
+        .arg(&fresh)
+        .arg(file)
+        .args(args)
+        .current_dir(out_dir());
+    let status = command.status().unwrap_or_else(|e| panic!("{compiler}: {e}; the tests need it"));
+    assert!(status.success(), "{command:?} failed");
+    std::fs::rename(&fresh, &out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
+    built.push(out.clone());
+    out
+}
