@@ -147,9 +147,13 @@ impl Account {
             ..Self::default()
         };
 
-        let large_bytes = heap.pages_large.saturating_sub(heap.pages_large_cached).saturating_mul(page_bytes);
+        // Runs of the smaller sizes wait in the zones' caches; the header knows those that wait elsewhere.
+        let runs = snapshot.zones.iter().filter(|zone| zone.flags & abi::zone_flag::RUN != 0);
+        let run_bytes = runs
+            .map(|zone| zone.cached().saturating_add(zone.depot).saturating_mul(zone.item_bytes))
+            .fold(heap.pages_large_cached.saturating_mul(page_bytes), u64::saturating_add);
+        let large_bytes = heap.pages_large.saturating_mul(page_bytes).saturating_sub(run_bytes);
         this.large = Residence { bytes: large_bytes, absent_bytes: pages.large_absent };
-        let run_bytes = heap.pages_large_cached.saturating_mul(page_bytes);
         this.cached_runs = Residence { bytes: run_bytes, absent_bytes: pages.run_absent };
         let dirty_bytes = heap.pages_free_dirty.saturating_mul(page_bytes);
         this.free_dirty = Residence { bytes: dirty_bytes, absent_bytes: pages.dirty_absent };

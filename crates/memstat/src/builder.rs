@@ -61,7 +61,7 @@ impl Builder {
         this.section(at!(libs), LIBS_AT, size_of::<LibRecord>() as u64, LIBS, 0);
         this.section(at!(types), TYPES_AT, size_of::<TypeRecord>() as u64, TYPES, 0);
         this.section(at!(zones), ZONES_AT, size_of::<ZoneRecord>() as u64, ZONES, 0);
-        this.section(at!(zone_lines), ZONE_LINES_AT, ZONE_ROW, slots, slots);
+        this.section(at!(zone_lines), ZONE_LINES_AT, ZONE_ROW, slots, 0);
         this.section(at!(type_lines), type_lines_at, TYPE_ROW, slots, slots);
         this.half(at!(pid), 4242);
         this.half(at!(parent_pid), 1);

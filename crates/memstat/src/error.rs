@@ -38,7 +38,7 @@ pub enum Error {
         owner: u32,
     },
     /// The caller may not look into the process.
-    #[error("pid {pid} may not be read: {source}; run this as its user, or as root")]
+    #[error("pid {pid} may not be read (run this as its user, or as root)")]
     NotPermitted {
         /// The pid asked for.
         pid: u32,
@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// What was being done.
         what: String,

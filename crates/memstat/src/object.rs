@@ -252,13 +252,16 @@ struct Layout {
 impl Layout {
     fn read(map: &Map) -> Result<Self> {
         let size = |n: usize| n as u64;
-        let this = Self {
+        let mut this = Self {
             libs: Table::read(map, "table of libraries", at!(libs), size(size_of::<LibRecord>()), 8)?,
             types: Table::read(map, "table of types", at!(types), size(size_of::<TypeRecord>()), 8)?,
             zones: Table::read(map, "table of zones", at!(zones), size(size_of::<ZoneRecord>()), 8)?,
             zone_lines: Table::read(map, "zone lines", at!(zone_lines), 0, 8)?,
             type_lines: Table::read(map, "type lines", at!(type_lines), 0, align_of::<TypeLine>() as u64)?,
         };
+        // Slots are counted once, with the types' lines.
+        let capacity = map.u64("zone lines", at!(zone_lines) + offset_of!(Section, capacity) as u64)?;
+        this.zone_lines.used = this.zone_lines.used.max(this.type_lines.used.min(capacity));
         // Rows must hold a line for every record, or one slot's line would be read as another's.
         for (lines, width) in [this.zone_rows(), this.type_rows()] {
             if lines.used > 1 && lines.stride < width {
@@ -434,6 +437,7 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zo
     let frees = direct_frees.wrapping_add(line(older, offset_of!(ZoneLine, frees))?);
     let direct_allocs = word(offset_of!(ZoneRecord, direct_allocs))?;
     let allocs = direct_allocs.wrapping_add(line(newer, offset_of!(ZoneLine, allocs))?);
+    let slabs = word(offset_of!(ZoneRecord, slabs))?;
     Ok(Zone {
         name: newer.text(what, field(offset_of!(ZoneRecord, name)), 32)?,
         flags: newer.u32(what, field(offset_of!(ZoneRecord, flags)))?,
@@ -441,7 +445,7 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zo
         slab_bytes: half(offset_of!(ZoneRecord, slab_bytes))?,
         items_per_slab: half(offset_of!(ZoneRecord, items_per_slab))?,
         header_bytes: half(offset_of!(ZoneRecord, header_bytes))?,
-        slabs: word(offset_of!(ZoneRecord, slabs))?,
+        slabs,
         slab_free: word(offset_of!(ZoneRecord, slab_free))?,
         depot: word(offset_of!(ZoneRecord, depot))?,
         cached: None,
@@ -454,6 +458,10 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zo
         frees,
         direct_allocs,
         direct_frees,
+        // A writer that counts slabs only now has imported and had at least those.
+        slabs_imported: word(offset_of!(ZoneRecord, slabs_imported))?.max(slabs),
+        slabs_high_water: word(offset_of!(ZoneRecord, slabs_high_water))?.max(slabs),
+        slabs_idle: word(offset_of!(ZoneRecord, slabs_idle))?,
     })
 }
 

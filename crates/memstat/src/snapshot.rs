@@ -325,6 +325,12 @@ pub struct Zone {
     pub direct_allocs: u64,
     /// Those of the frees that went past the per-CPU caches.
     pub direct_frees: u64,
+    /// Slabs ever imported from the arena.
+    pub slabs_imported: u64,
+    /// Most slabs at one time.
+    pub slabs_high_water: u64,
+    /// Slabs without an item in use.
+    pub slabs_idle: u64,
 }
 
 impl Zone {
