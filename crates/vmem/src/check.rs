@@ -157,6 +157,7 @@ fn span_tree(parts: &Parts<'_>, spans: usize) -> Result<(), Damage> {
         let addr = tag.base.get();
         rule(in_tree == Some(tag), "a span is not in the tree", addr)?;
         rule(parts.spans.at_or_below(addr) == Some(tag), "a span is not found in the tree", addr)?;
+        rule(parts.spans.outranks_children(tag), "the tree of spans is out of balance", addr)?;
         in_tree = parts.spans.above(addr);
     }
     rule(in_tree.is_none(), "the tree has more spans than the segment list", 0)

@@ -182,3 +182,33 @@ impl Shape {
         self.size.checked_add(extra)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every request with these numbers, at every base: the segment of the sure size serves, and when only
+    /// alignment is asked for, a smaller one does not always.
+    #[test]
+    fn a_segment_of_the_sure_size_serves_wherever_it_lies() {
+        const POWERS: [usize; 7] = [0, 1, 2, 4, 8, 16, 32];
+        for quantum in [1, 4] {
+            for (size, align, nocross) in (1..20).flat_map(|size| {
+                POWERS.iter().flat_map(move |&align| POWERS.iter().map(move |&nocross| (size, align, nocross)))
+            }) {
+                for phase in (0..align.max(1)).step_by(quantum) {
+                    let request = Request { size, align, phase, nocross, ..Request::new(1) };
+                    let Ok(shape) = request.checked(quantum) else { continue };
+                    let sure = shape.sure_size().unwrap();
+                    let serves = |size: usize| {
+                        (0..64).step_by(quantum).all(|base| size != 0 && shape.place(base, base + size - 1).is_some())
+                    };
+                    assert!(serves(sure), "{request:?}");
+                    assert!(nocross != 0 || !serves(sure - quantum), "{request:?}");
+                }
+            }
+        }
+        let narrow = Request { max: 100, ..Request::new(1) };
+        assert!(narrow.checked(1).unwrap().sure_size().is_none());
+    }
+}

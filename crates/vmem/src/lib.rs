@@ -63,6 +63,8 @@ mod lists;
 mod raw;
 mod spans;
 mod tag;
+#[cfg(test)]
+mod tests;
 
 pub use check::Damage;
 pub use error::Error;

@@ -149,3 +149,25 @@ impl FreeLists {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_looked_for_where_all_are_big_enough_and_no_list_further() {
+        for shift in [0, 12] {
+            let lists = FreeLists::new(1 << shift);
+            let class = |quanta: usize| (lists.class_of(quanta << shift), lists.class_above(quanta << shift));
+            assert_eq!([1, 2, 32].map(class), [(0, 0), (1, 1), (31, 31)]);
+            assert_eq!(
+                [33, 63, 64, 65, 127, 128].map(class),
+                [(32, 33), (32, 33), (33, 33), (33, 34), (33, 34), (34, 34)]
+            );
+        }
+        let lists = FreeLists::new(1);
+        assert_eq!(lists.class_of(usize::MAX), LISTS - 1);
+        assert_eq!(lists.class_above(usize::MAX), LISTS);
+        assert!(lists.first_from(LISTS).is_none());
+    }
+}

@@ -144,6 +144,13 @@ impl Spans {
         self.count -= 1;
     }
 
+    /// Whether a span's children rank below it, the left one strictly: the order that keeps the tree flat.
+    pub(crate) fn outranks_children(&self, tag: TagRef) -> bool {
+        let own = rank(tag.base.get());
+        left(&tag).get().is_none_or(|child| rank(child.base.get()) < own)
+            && right(&tag).get().is_none_or(|child| rank(child.base.get()) <= own)
+    }
+
     fn set_child(&self, parent: Option<(TagRef, bool)>, child: Option<TagRef>) {
         match parent {
             None => self.root.set(child),

@@ -2,7 +2,7 @@
 //! try of every address. After each operation the arena must agree with the model in every answer it can give, and find
 //! itself well.
 //!
-//! A million operations in release, fewer in debug.
+//! Two million operations in release, fewer in debug and under Miri.
 
 use kernmalloc_vmem::{Bucket, Error, Fit, HASH_INLINE, RawArena, Request, Segment, SegmentKind, Size, Tag};
 use proptest::prelude::*;
@@ -11,10 +11,16 @@ use std::ptr::NonNull;
 
 /// Addresses in the world of the test, in quanta.
 const WORLD: usize = 512;
-const SPAN_UNIT: usize = 32;
+const SPAN_UNIT: usize = 8;
 
-const OPS: usize = 500;
-const CASES: u32 = if cfg!(debug_assertions) { 40 } else { 2000 };
+const OPS: usize = if cfg!(miri) { 100 } else { 1000 };
+const CASES: u32 = if cfg!(miri) {
+    3
+} else if cfg!(debug_assertions) {
+    60
+} else {
+    2000
+};
 
 #[derive(Debug, Clone)]
 struct World {
@@ -51,7 +57,7 @@ fn size() -> impl Strategy<Value = usize> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (0..WORLD / SPAN_UNIT, 1usize..4, 0u8..4).prop_map(|(at, len, how)| Op::Add { at, len, how }),
+        4 => (0..WORLD / SPAN_UNIT, 1usize..96, 0u8..4).prop_map(|(at, len, how)| Op::Add { at, len, how }),
         2 => any::<usize>().prop_map(|pick| Op::Remove { pick }),
         24 => (size(), fit()).prop_map(|(size, fit)| Op::Alloc { size, fit }),
         16 => (size(), 0u32..8, 0usize..128, prop_oneof![Just(0u32), 1u32..10], 0..WORLD, 0..WORLD, fit(), 0u8..4)
@@ -64,7 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
                 max: if bounds & 2 != 0 { a.max(b) } else { usize::MAX },
                 fit,
             }),
-        34 => any::<usize>().prop_map(|pick| Op::Free { pick }),
+        24 => any::<usize>().prop_map(|pick| Op::Free { pick }),
         2 => (0..WORLD, 1usize..40).prop_map(|(at, size)| Op::FreeWrong { at, size }),
         5 => (any::<usize>(), 0usize..20).prop_map(|(pick, by)| Op::Grow { pick, by }),
         5 => (any::<usize>(), 0usize..20).prop_map(|(pick, by)| Op::Shrink { pick, by }),
@@ -250,7 +256,7 @@ impl Test {
         let quantum = self.world.quantum;
         match *op {
             Op::Add { at, len, how } => {
-                let (at, len) = (at * SPAN_UNIT, (len * SPAN_UNIT).min(WORLD - at * SPAN_UNIT));
+                let (at, len) = (at * SPAN_UNIT, len.min(WORLD - at * SPAN_UNIT));
                 let (base, size) = (self.addr(at), len * quantum);
                 let result = self.with_tags(|arena| match how {
                     0 => arena.add(base, size),
@@ -428,12 +434,92 @@ proptest! {
         ops in prop::collection::vec(op(), OPS),
     ) {
         let mut test = Test::new(World { quantum: 1 << quantum_log2, at_top });
-        // Something to begin with; not where the address space is whole.
+        // Something to begin with.
         test.donate(4);
-        test.run(&Op::Add { at: 0, len: 3, how: 0 });
+        test.run(&Op::Add { at: 0, len: 96, how: 0 });
         for op in &ops {
             test.run(op);
             test.compare();
         }
     }
+}
+
+/// Random numbers (splitmix64), for what is too long for proptest.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(x ^ (x >> 31)) * bound as u128) >> 64) as usize
+    }
+}
+
+/// A large arena that fills up, lives, and empties, with the hash resized on the way; every range given out is held
+/// against all others.
+#[test]
+fn a_large_arena_never_gives_a_range_twice() {
+    let (segments, steps) = if cfg!(miri) {
+        (50, 500)
+    } else if cfg!(debug_assertions) {
+        (5_000, 40_000)
+    } else {
+        (100_000, 1_000_000)
+    };
+    let mut random = Random(1);
+    let mut tags: Vec<MaybeUninit<Tag>> = (0..3 * segments).map(|_| MaybeUninit::uninit()).collect();
+    let mut arena = RawArena::new("large", 16);
+    // SAFETY: on the heap, not touched, dropped after the last use of the arena.
+    unsafe { arena.donate_tags(NonNull::from(&mut tags[..]).cast(), 3 * segments) };
+    arena.add(0, segments * 16 * 16).unwrap();
+    let mut table: Vec<MaybeUninit<Bucket>> = Vec::new();
+    let mut live: std::collections::BTreeMap<usize, usize> = std::collections::BTreeMap::new();
+    let mut order: Vec<usize> = Vec::new();
+    for step in 0..steps {
+        let filling = step < steps / 2;
+        if order.is_empty() || (order.len() < segments && random.below(8) < if filling { 6 } else { 3 }) {
+            // Best, first and next fit walk: rarely here.
+            let fit =
+                [Fit::Instant, Fit::Best, Fit::First, Fit::Next][random.below(1000) / 997 * (1 + random.below(3))];
+            let most = if random.below(50) == 0 { 4000 } else { 300 };
+            let size = 1 + random.below(most);
+            let align = [0, 0, 0, 64, 4096][random.below(5)];
+            match arena.xalloc(&Request { size, align, fit, ..Request::new(1) }) {
+                Ok(addr) => {
+                    let size = size.next_multiple_of(16);
+                    assert!(addr % align.max(16) == 0 && addr + size <= segments * 256);
+                    assert!(live.range(..addr + size).next_back().is_none_or(|(&at, &len)| at + len <= addr));
+                    live.insert(addr, size);
+                    order.push(addr);
+                }
+                Err(error) => assert_eq!(error, Error::NoSpace),
+            }
+        } else {
+            let addr = order.swap_remove(random.below(order.len()));
+            arena.free(addr, live.remove(&addr).unwrap()).unwrap();
+        }
+        if step % 1024 == 0
+            && let Some(buckets) = arena.hash_wanted()
+        {
+            if buckets == HASH_INLINE {
+                arena.retire_hash();
+            } else {
+                let mut new: Vec<_> = (0..buckets).map(|_| MaybeUninit::uninit()).collect();
+                // SAFETY: on the heap, and kept until the arena has another.
+                unsafe { arena.donate_hash(NonNull::from(&mut new[..]).cast(), buckets) };
+                drop(std::mem::replace(&mut table, new));
+            }
+        }
+        if step % (steps / 50) == 0 {
+            arena.validate().unwrap();
+            assert_eq!(arena.size(Size::Alloc), live.values().sum::<usize>());
+        }
+    }
+    for addr in order {
+        arena.free(addr, live[&addr]).unwrap();
+    }
+    arena.validate().unwrap();
+    assert_eq!((arena.max_free(), arena.counts().free), (segments * 256, 1));
 }
