@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 pub enum Host {
     /// The system's own malloc.
     Plain,
-    /// `kernmalloc run`, or the bare library where `KERNMALLOC_LIBRARY` names one.
+    /// `kernmalloc run`, or a bare library where `CONFORMANCE_PRELOAD` names one.
     Kernmalloc,
 }
 
@@ -39,7 +39,7 @@ impl Host {
 
 /// A library to preload in place of the command: to try a build, or to run these tests against another malloc.
 fn library() -> Option<PathBuf> {
-    std::env::var_os("KERNMALLOC_LIBRARY").map(PathBuf::from)
+    std::env::var_os("CONFORMANCE_PRELOAD").map(PathBuf::from)
 }
 
 /// The command: `KERNMALLOC_COMMAND`, or built now.

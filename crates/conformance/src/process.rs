@@ -161,7 +161,7 @@ impl Live {
     #[must_use]
     pub fn pid(&self) -> u32 {
         let first = self.child.id();
-        if self.host == Host::Plain || std::env::var_os("KERNMALLOC_LIBRARY").is_some() {
+        if self.host == Host::Plain || std::env::var_os("CONFORMANCE_PRELOAD").is_some() {
             return first;
         }
         children(first).first().copied().unwrap_or(first)
@@ -230,11 +230,11 @@ impl Live {
         }
     }
 
-    /// Ends it by a signal, whatever it does, and waits.
+    /// Sends a signal to the process that was started (the command, where there is one), and waits for its end.
     #[must_use]
-    pub fn signal_and_finish(self, signal: i32) -> Run {
-        // SAFETY: no memory is involved; the pid is of our descendant.
-        unsafe { libc::kill(self.pid() as i32, signal) };
+    pub fn signal_first_and_finish(self, signal: i32) -> Run {
+        // SAFETY: no memory is involved; the pid is of our child, which was not waited for.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
         self.finish()
     }
 }
