@@ -226,6 +226,8 @@ pub mod type_kind {
     pub const LIB_OVERFLOW: u32 = 3;
     /// What libraries allocated after the table of libraries was full.
     pub const OVERFLOW: u32 = 4;
+    /// All that a library allocated: attribution is by library.
+    pub const LIBRARY: u32 = 5;
 }
 
 /// [`TypeRecord::lib`] of a type that has no library.

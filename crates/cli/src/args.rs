@@ -57,7 +57,7 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) table: TableArgs,
-    /// Leave the programs that it starts alone
+    /// Show the program alone, not those that it starts or forks
     #[arg(long)]
     pub(crate) no_follow_fork: bool,
     /// Credit blocks to nobody, to the library that asked, or to the call site in it (the default)
@@ -67,7 +67,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) set: Vec<String>,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 

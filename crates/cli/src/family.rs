@@ -12,8 +12,8 @@ pub(crate) struct Member {
     pub(crate) live: Option<u32>,
 }
 
-/// What a directory of objects holds, in the order of their start; with a line for each object that cannot be read.
-pub(crate) fn read(dir: &Path) -> (Vec<Member>, Vec<String>) {
+/// What a directory of objects holds, in the order of their start; with a line for each object that cannot be read. `only`: of this process.
+pub(crate) fn read(dir: &Path, only: Option<u32>) -> (Vec<Member>, Vec<String>) {
     let mut members = Vec::new();
     let mut failures = Vec::new();
     let objects = match objects_in(dir) {
@@ -22,6 +22,7 @@ pub(crate) fn read(dir: &Path) -> (Vec<Member>, Vec<String>) {
     };
     for (path, object) in objects {
         match object.and_then(|object| member(&object)) {
+            Ok(member) if only.is_some_and(|pid| pid != member.snapshot.program.pid) => {}
             Ok(member) => members.push(member),
             Err(e) => failures.push(format!("{}: {e}", name_of(&path))),
         }

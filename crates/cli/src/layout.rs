@@ -332,3 +332,199 @@ pub(crate) fn account_lines(a: &Account) -> Vec<Line> {
     figure(a.swapped as i64, "ours in swap (part of what is not resident)", "swapped");
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use memstat::TypeTotals;
+
+    use super::*;
+
+    fn row(name: &str, in_use: u64, bytes: u64, requests: u64, size_mask: u64) -> Row {
+        Row {
+            name: name.to_owned(),
+            totals: TypeTotals {
+                allocs: requests,
+                frees: requests - in_use,
+                bytes_allocated: bytes + (requests - in_use) * 16,
+                bytes_freed: (requests - in_use) * 16,
+                bytes_requested: bytes,
+                size_mask,
+                peak_bytes: 0,
+            },
+            high_water_bytes: bytes + 1000,
+            ..Row::default()
+        }
+    }
+
+    fn rows() -> Vec<Row> {
+        vec![
+            row("libpython3.11.so.1.0", 14_321, 5_242_880, 376_426, 0b1011 | 1 << 44),
+            row("python3.11", 15, 1_600, 15, 1 << 6),
+            row("libc.so.6", 0, 0, 1_000, 0b101),
+        ]
+    }
+
+    fn zone(name: &str, item_bytes: u64) -> Zone {
+        Zone {
+            name: name.to_owned(),
+            item_bytes,
+            slab_bytes: 4096,
+            items_per_slab: 4096 / item_bytes,
+            slabs: 3,
+            slab_free: 10,
+            depot: 20,
+            cached: Some(5),
+            allocs: 123_456,
+            frees: 123_400,
+            bucket_size: 32,
+            slabs_imported: 4,
+            slabs_high_water: 4,
+            flags: abi::zone_flag::MALLOC,
+            ..Zone::default()
+        }
+    }
+
+    #[test]
+    fn freebsd_vmstat_m() {
+        let expected = concat!(
+            "            Type  Use Memory Req Size(s)\n",
+            "libpython3.11.so.1.0  14k  5.0M 376k 16,32,64,131072\n",
+            "      python3.11   15  1.6K   15 112\n",
+            "       libc.so.6    0     0 1.0k 16,48\n",
+        );
+        assert_eq!(freebsd_types(&rows(), false), expected);
+    }
+
+    #[test]
+    fn a_type_that_never_served_is_skipped() {
+        let failed = Row { name: "libx.so".to_owned(), failures: 3, ..Row::default() };
+        assert_eq!(freebsd_types(&[failed], false).lines().count(), 1);
+    }
+
+    #[test]
+    fn call_sites_widen_their_column() {
+        let rows = [row("json_dumps_of_something (encoder.c:77)", 1, 16, 1, 1), row("short", 2, 32, 2, 1)];
+        let expected = concat!(
+            "                                  Type  Use Memory Req Size(s)\n",
+            "json_dumps_of_something (encoder.c:77)    1    16    1 16\n",
+            "                                 short    2    32    2 16\n",
+        );
+        assert_eq!(freebsd_types(&rows, true), expected);
+    }
+
+    #[test]
+    fn freebsd_vmstat_z() {
+        let zones = [zone("malloc-16", 16), Zone { limit: 100, ..zone("a zone of a very long name here", 2048) }];
+        let expected = concat!(
+            "ITEM                   SIZE   LIMIT     USED     FREE      REQ FAIL SLEEP XDOM\n",
+            "malloc-16:               16,      0,      56,      35,  123456,   0,   0,   0\n",
+            "a zone of a very long name here:2048,    100,      56,      35,  123456,   0,   0,   0\n",
+        );
+        assert_eq!(freebsd_zones(&zones), expected);
+    }
+
+    #[test]
+    fn wide_columns() {
+        let expected = concat!(
+            "     InUse        MemUse       HighUse     Requests        Frees   Fail       Requested Waste%  Type\n",
+            "     14321       5242880       5243880       376426       362105      0         5242880   52.5  libpython3.11.so.1.0\n",
+            "        15          1600          2600           15            0      0            1600    0.0  python3.11\n",
+            "         0             0          1000         1000         1000      0               0  100.0  libc.so.6\n",
+        );
+        assert_eq!(wide_types(&rows(), false), expected);
+    }
+
+    #[test]
+    fn netbsd_vmstat_m() {
+        let expected = concat!(
+            "Memory statistics by bucket size\n",
+            "    Size   In Use   Free   Requests  HighWater  Couldfree\n",
+            "      16       56     35     123456      32          0\n",
+            "    2048       56     35     123456      32          0\n",
+            "\n",
+            "Memory usage type by bucket size\n",
+            "    Size  Type(s)\n",
+            "      16  libpython3.11.so.1.0, libc.so.6\n",
+            "      32  libpython3.11.so.1.0\n",
+            "      48  libc.so.6\n",
+            "      64  libpython3.11.so.1.0\n",
+            "     112  python3.11\n",
+            "  131072  libpython3.11.so.1.0\n",
+            "\n",
+            "Memory statistics by type                           Type  Kern\n",
+            "         Type  InUse MemUse HighUse  Limit Requests Limit Limit Size(s)\n",
+            "libpython3.11.so.1.0 14321  5120K   5121K     0K   376426    0     0  16,32,64,131072\n",
+            "    python3.11    15     2K      3K     0K       15    0     0  112:15\n",
+            "     libc.so.6     0     0K      1K     0K     1000    0     0  16:0,48:0\n",
+            "\n",
+            "Memory Totals:  In Use    Free    Requests\n",
+            "                 5122K     71K      377441\n",
+            "\n",
+            "Memory resource pool statistics\n",
+            "Name        Size Requests Fail Releases Pgreq Pgrel Npage Hiwat Minpg Maxpg Idle\n",
+            "malloc-16     16   123456    0   123400     4     1     3     4     0   inf    0\n",
+            "malloc-2048 2048   123456    0   123400     4     1     3     4     0     5    0\n",
+            "\n",
+            "In use 112K, total allocated 24K; utilization 466.7%\n",
+        );
+        let zones = [zone("malloc-16", 16), Zone { limit: 10, ..zone("malloc-2048", 2048) }];
+        assert_eq!(netbsd(&rows(), &zones, false), expected);
+    }
+
+    #[test]
+    fn netbsd_wide_pools_and_overlong_words() {
+        let mut out = String::new();
+        let busy = Zone { allocs: 123_456_789_012, frees: 123_456_788_956, ..zone("m", 16) };
+        netbsd_pools(&mut out, &[zone("malloc-16", 16), busy], true);
+        let expected = concat!(
+            "Memory resource pool statistics\n",
+            "Name              Size    Requests Fail    Releases  InUse Avail  Pgreq  Pgrel Npage PageSz Hiwat Minpg Maxpg Idle Flags   Util\n",
+            "malloc-16           16      123456    0      123400     56    35      4      1     3   4096     4     0   inf    0 0x001   7.3%\n",
+            "m                   16 123456789012   0 123456788956    56    35      4      1     3   4096     4     0   inf    0 0x001   7.3%\n",
+        );
+        assert_eq!(&out[..expected.len()], expected);
+    }
+
+    #[test]
+    fn names_of_a_size_wrap_at_80() {
+        let name = "a_library_of_twenty_";
+        let rows: Vec<Row> = (0..5).map(|n| row(&format!("{name}{n}"), 1, 16, 1, 1)).collect();
+        let mut out = String::new();
+        netbsd_sizes(&mut out, &rows);
+        let expected = concat!(
+            "\nMemory usage type by bucket size\n    Size  Type(s)\n",
+            "      16  a_library_of_twenty_0, a_library_of_twenty_1, a_library_of_twenty_2,\n",
+            "\t  a_library_of_twenty_3, a_library_of_twenty_4\n",
+        );
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn the_account_adds_up() {
+        let part = |bytes, absent_bytes| Residence { bytes, absent_bytes };
+        let a = Account {
+            served_classes: 1000,
+            cached: 100,
+            depots: 50,
+            slab_free: 30,
+            slab_overhead: 20,
+            slabs: part(1200, 200),
+            large: part(8192, 4096),
+            free_dirty: part(4096, 0),
+            table: part(4096, 0),
+            records: part(8192, 4096),
+            object: part(65536, 61440),
+            smaps_ours: 21_480,
+            library: 4096,
+            total: 100_000,
+            ..Account::default()
+        };
+        let lines = account_lines(&a);
+        let value = |key| lines.iter().find(|line| line.key == key).map_or(0, |line| line.value);
+        let ours = lines.iter().position(|line| line.key == "ours").unwrap();
+        assert_eq!(lines[..ours].iter().map(|line| line.value).sum::<i64>(), value("ours"));
+        assert_eq!(value("difference"), value("ours") - value("smaps-ours"));
+        assert_eq!(value("smaps-ours") + value("library") + value("not-ours"), value("total"));
+        assert!(account(&a).starts_with("           1000 bytes served to the program in size classes\n"));
+    }
+}

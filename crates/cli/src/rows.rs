@@ -117,9 +117,8 @@ fn site_row(snapshot: &Snapshot, ty: &MallocType, place: Place) -> Row {
 /// The name of a type that is not a call site.
 fn type_name(snapshot: &Snapshot, ty: &MallocType) -> String {
     let lib = ty.lib.and_then(|lib| snapshot.libs.get(lib)).map(memstat::Library::name);
-    let by_library = snapshot.program.attribution == memstat::Attribution::Library;
     match (ty.kind, lib) {
-        (TypeKind::LibraryOverflow, Some(lib)) if !by_library => format!("{lib} {BEYOND_SITES}"),
+        (TypeKind::LibraryOverflow, Some(lib)) => format!("{lib} {BEYOND_SITES}"),
         (TypeKind::Overflow, None) if !snapshot.types.iter().any(|ty| ty.kind == TypeKind::LibraryOverflow) => {
             BEYOND_SITES.to_owned()
         }

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     if !args.quiet {
         let ended = format!("{} (pid {pid}) {}", program.to_string_lossy(), child::describe(status));
         // The program's status is worth more than a table that cannot be written: it is returned in any case.
-        if let Err(e) = show(args, &directory.path, &ended)
+        if let Err(e) = show(args, &directory.path, pid, &ended)
             && !crate::is_broken_pipe(&e)
         {
             let _ = writeln!(io::stderr(), "kernmalloc: {e:#}");
@@ -77,9 +77,6 @@ fn tunables(args: &RunArgs) -> Result<Option<OsString>> {
         Some(AttributionArg::Library) => ours.push("kern.malloc.attribution=library".to_owned()),
         Some(AttributionArg::Site) => ours.push("kern.malloc.attribution=site".to_owned()),
         None => {}
-    }
-    if args.no_follow_fork {
-        ours.push("kern.malloc.follow_fork=0".to_owned());
     }
     for set in &args.set {
         match set.split_once('=') {
@@ -160,8 +157,8 @@ fn is_tmpfs(path: &Path) -> bool {
     stat.f_type == libc::TMPFS_MAGIC
 }
 
-fn show(args: &RunArgs, directory: &Path, ended: &str) -> Result<()> {
-    let (members, failures) = family::read(directory);
+fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
+    let (members, failures) = family::read(directory, args.no_follow_fork.then_some(pid));
     let mut remarks = failures;
     if members.is_empty() && remarks.is_empty() {
         remarks.push(diagnose::why_no_object(&args.program[0]));
@@ -207,7 +204,7 @@ struct Heading<'a> {
 
 fn document(args: &RunArgs, members: &[&Member], heading: Option<&Heading<'_>>, symbols: &mut Symbols) -> String {
     if args.table.json {
-        return json_document(args, members, heading.is_some(), symbols);
+        return json_document(args, members, symbols);
     }
     let mut out = String::new();
     if let Some(heading) = heading {
@@ -232,11 +229,11 @@ fn document(args: &RunArgs, members: &[&Member], heading: Option<&Heading<'_>>, 
     out
 }
 
-/// One process: the shape of `vmstat -m`. The whole family: a list of those.
-fn json_document(args: &RunArgs, members: &[&Member], family: bool, symbols: &mut Symbols) -> String {
+/// Of one image the shape of `vmstat -m --json`, of several a list of those.
+fn json_document(args: &RunArgs, members: &[&Member], symbols: &mut Symbols) -> String {
     let mut one = |member: &&Member| report::types_json(&member.snapshot, member.live, &args.table, symbols);
-    let value = match (members, family) {
-        ([member], false) => json::document(one(member)),
+    let value = match members {
+        [member] => json::document(one(member)),
         _ => {
             let each = |parts: [(&'static str, Value); 2]| -> Value {
                 parts.into_iter().map(|(name, part)| (name.to_owned(), part)).collect::<serde_json::Map<_, _>>().into()

@@ -78,13 +78,87 @@ impl Symbols {
     }
 }
 
+/// The function whose source asked for memory, of those that were inlined at the call.
+///
+/// The innermost is the one with the call in it, unless it only hands the request on, as the allocation functions of the languages'
+/// own libraries do, which are generic and inlined everywhere.
 fn place_of(symbol: Symbolized<'_>) -> Place {
     let Symbolized::Sym(symbol) = symbol else { return Place::default() };
-    // The innermost function that was inlined here is the one whose source has the call.
-    let (name, code) = match symbol.inlined.last() {
-        Some(inlined) => (&inlined.name, inlined.code_info.as_ref()),
-        None => (&symbol.name, symbol.code_info.as_deref()),
-    };
     let path = |code: &CodeInfo<'_>| code.to_path().to_string_lossy().into_owned();
-    Place { function: Some(name.to_string()), file: code.map(path), line: code.and_then(|code| code.line) }
+    let place = |name: &str, code: Option<&CodeInfo<'_>>| Place {
+        function: Some(name.to_owned()),
+        file: code.map(path),
+        line: code.and_then(|code| code.line),
+    };
+    let inlined = symbol.inlined.iter().rev().map(|frame| (&*frame.name, frame.code_info.as_ref()));
+    let outermost = std::iter::once((&*symbol.name, symbol.code_info.as_deref()));
+    let mut frames = inlined.chain(outermost).peekable();
+    let innermost = frames.peek().copied();
+    let chosen = frames.find(|(name, _)| !hands_on(name)).or(innermost);
+    chosen.map(|(name, code)| place(name, code)).unwrap_or_default()
+}
+
+/// Is this a function of a language's own library that allocates for whoever calls it?
+fn hands_on(name: &str) -> bool {
+    const NAMES: [&str; 9] = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "reallocarray",
+        "aligned_alloc",
+        "memalign",
+        "posix_memalign",
+        "strdup",
+        "__rust_alloc",
+    ];
+    const PREFIXES: [&str; 9] =
+        ["alloc::", "<alloc::", "core::", "<core::", "std::", "<std::", "hashbrown::", "__gnu_cxx::", "operator new"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_that_hand_a_request_on() {
+        for name in [
+            "malloc",
+            "alloc::raw_vec::RawVec<T,A>::reserve",
+            "operator new(unsigned long)",
+            "std::allocator<int>::allocate",
+        ] {
+            assert!(hands_on(name), "{name}");
+        }
+        for name in ["PyObject_Malloc", "my_alloc::grow", "allocate", "strdup_twice"] {
+            assert!(!hands_on(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_call_in_our_own_program_has_function_file_and_line() {
+        let exe = std::env::current_exe().unwrap();
+        let build_id = read_elf_build_id(&exe).unwrap().map(|id| id.to_vec()).unwrap_or_default();
+        // The address of a function in the file: what the loader added is the start of the first mapping.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let start = maps.lines().find(|line| line.ends_with(&*exe.to_string_lossy())).unwrap();
+        let bias = u64::from_str_radix(start.split('-').next().unwrap(), 16).unwrap();
+        let function: fn(&str) -> bool = hands_on;
+        let offset = (function as usize) as u64 - bias + 1;
+        let ty = memstat::MallocType {
+            lib: Some(0),
+            offset,
+            totals: memstat::TypeTotals { allocs: 1, ..Default::default() },
+            ..Default::default()
+        };
+        let lib = Library { path: exe, build_id, main: true, ..Library::default() };
+        let mut snapshot = Snapshot { libs: vec![lib], types: vec![ty], ..Snapshot::default() };
+        let place = Symbols::new().places(&snapshot, None).remove(0);
+        assert_eq!(place.function.as_deref(), Some("kernmalloc::symbols::hands_on"));
+        assert!(place.file.unwrap().ends_with("src/symbols.rs") && place.line.is_some());
+
+        // Another file by that name says nothing of the call.
+        snapshot.libs[0].build_id = vec![1, 2, 3];
+        assert_eq!(Symbols::new().places(&snapshot, None), [Place::default()]);
+    }
 }

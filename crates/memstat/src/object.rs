@@ -406,6 +406,7 @@ fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Ma
             abi::type_kind::SITE => TypeKind::Site,
             abi::type_kind::LIB_OVERFLOW => TypeKind::LibraryOverflow,
             abi::type_kind::OVERFLOW => TypeKind::Overflow,
+            abi::type_kind::LIBRARY => TypeKind::Library,
             other => TypeKind::Other(other),
         },
         lib: (lib != abi::NO_LIB).then_some(lib as usize),

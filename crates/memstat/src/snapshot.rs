@@ -157,6 +157,8 @@ pub enum TypeKind {
     LibraryOverflow,
     /// Allocations of libraries after the table of libraries was full.
     Overflow,
+    /// All that a library allocated (attribution by library).
+    Library,
     /// A kind this reader does not know.
     Other(u32),
 }
