@@ -1,0 +1,342 @@
+//! The per-CPU critical section of a process: a lock word per slot, taken by a restartable sequence.
+//!
+//! The kernel restarts a sequence (rseq(2)) whose thread is preempted, migrated or signalled inside it. Ours reads which CPU
+//! it runs on, looks at that CPU's lock word and stores 1: the store is the last instruction, so it happens only if nothing
+//! of this CPU ran in between. No instruction locks the bus. The holder may be preempted *after* it took
+//! the word; then the next rows of slots are tried, and last the slot that all share.
+//!
+//! Where the kernel numbers the running threads of a process (`mm_cid`, Linux 6.3) that number stands for the CPU: it is
+//! dense, so a single thread uses one slot wherever it runs.
+//!
+//! A slot is taken from another CPU by compare-and-swap followed by membarrier(2), which restarts all sequences under way:
+//! whichever had seen the word free looks again, and one that stored in between is seen by the claimant, who
+//! then waits its turn.
+//!
+//! Without rseq (old glibc, seccomp) a thread's slot follows from its control block's address and is taken by
+//! compare-and-swap.
+//!
+//! [`HOT`] reads as zero in the child of a fork that ran no handlers: then no slot can be had, and
+//! [`crate::fork`] adopts the child.
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence};
+
+use platform::SlotTable;
+
+use crate::sys;
+
+/// Slots that each CPU has. Two to four leave nearly no attempt refused in the worst case of threads that do nothing
+/// else; memory is touched only by rows that are used.
+pub(crate) const ROWS: usize = 4;
+
+/// What the sequence reads, on a page of its own that a fork wipes.
+#[repr(C, align(4096))]
+pub(crate) struct Hot {
+    /// CPU identities, 0 while no sequence may run.
+    limit: AtomicU32,
+    /// 1 with rseq, 2 with thread slots, 0 before boot (and in a child that was not adopted yet).
+    mode: AtomicU32,
+    /// From the thread pointer to the rseq area.
+    area: AtomicUsize,
+    /// From the thread pointer to the CPU identity.
+    id: AtomicUsize,
+    base: AtomicUsize,
+    rest: [u8; 4096 - 32],
+}
+
+/// See [`Hot`]. Zero at start, hence in anonymous memory.
+pub(crate) static HOT: Hot = Hot {
+    limit: AtomicU32::new(0),
+    mode: AtomicU32::new(0),
+    area: AtomicUsize::new(0),
+    id: AtomicUsize::new(0),
+    base: AtomicUsize::new(0),
+    rest: [0; 4096 - 32],
+};
+
+/// What [`HOT`] is set from, also again in an adopted child.
+struct Setup {
+    mode: AtomicU32,
+    area: AtomicUsize,
+    id: AtomicUsize,
+    base: AtomicUsize,
+    stride: AtomicUsize,
+    ids: AtomicUsize,
+    rows: AtomicUsize,
+}
+
+static SETUP: Setup = Setup {
+    mode: AtomicU32::new(0),
+    area: AtomicUsize::new(0),
+    id: AtomicUsize::new(0),
+    base: AtomicUsize::new(0),
+    stride: AtomicUsize::new(0),
+    ids: AtomicUsize::new(0),
+    rows: AtomicUsize::new(0),
+};
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+const CLAIMED: u32 = 2;
+
+/// Which identity slots follow; the values of `abi::Header::slot_kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotKind {
+    Concurrency = 1,
+    Cpu = 2,
+    Thread = 3,
+}
+
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(".weak __rseq_offset", ".weak __rseq_size");
+
+/// glibc's word for where a thread's rseq area is, or nothing (before 2.35, or another libc).
+#[cfg(target_arch = "x86_64")]
+fn rseq_offset() -> Option<usize> {
+    let (offset, size): (*const isize, *const u32);
+    // SAFETY: loads two addresses from the global offset table; 0 when the symbols are not there.
+    unsafe {
+        core::arch::asm!("mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+            "mov {}, qword ptr [rip + __rseq_size@GOTPCREL]", out(reg) offset, out(reg) size,
+            options(nostack, readonly, pure));
+    }
+    if offset.is_null() || size.is_null() {
+        return None;
+    }
+    // SAFETY: glibc's, constant once the program runs. Size 0 means that the registration failed.
+    unsafe { (*size != 0).then_some(*offset as usize) }
+}
+
+/// Decides how slots are taken and for how many identities. `feature_size` is the kernel's `AT_RSEQ_FEATURE_SIZE`, or 0.
+pub(crate) fn prepare(feature_size: usize, cpus: usize, rseq_allowed: bool) -> (SlotKind, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if rseq_allowed
+        && let Some(area) = rseq_offset()
+        && sys::membarrier_register_rseq()
+    {
+        const CPU_ID: usize = 4;
+        const MM_CID: usize = 24;
+        let concurrency = feature_size >= MM_CID + 4;
+        SETUP.mode.store(1, Ordering::Relaxed);
+        SETUP.area.store(area, Ordering::Relaxed);
+        SETUP.id.store(area.wrapping_add(if concurrency { MM_CID } else { CPU_ID }), Ordering::Relaxed);
+        return (if concurrency { SlotKind::Concurrency } else { SlotKind::Cpu }, cpus);
+    }
+    let _ = (feature_size, rseq_allowed);
+    SETUP.mode.store(2, Ordering::Relaxed);
+    (SlotKind::Thread, (2 * cpus).max(8))
+}
+
+/// From now on slots can be taken.
+pub(crate) fn bind(table: SlotTable) {
+    SETUP.base.store(table.base, Ordering::Relaxed);
+    SETUP.stride.store(table.stride_bytes, Ordering::Relaxed);
+    SETUP.ids.store(table.ids, Ordering::Relaxed);
+    SETUP.rows.store(table.rows, Ordering::Relaxed);
+    sys::wipe_on_fork(&raw const HOT as usize, size_of::<Hot>());
+    arm();
+}
+
+/// Sets [`HOT`], at boot and in a fork child.
+pub(crate) fn arm() {
+    let mode = SETUP.mode.load(Ordering::Relaxed);
+    HOT.base.store(SETUP.base.load(Ordering::Relaxed), Ordering::Relaxed);
+    HOT.area.store(SETUP.area.load(Ordering::Relaxed), Ordering::Relaxed);
+    HOT.id.store(SETUP.id.load(Ordering::Relaxed), Ordering::Relaxed);
+    HOT.mode.store(mode, Ordering::Relaxed);
+    let ids = if mode == 1 { SETUP.ids.load(Ordering::Relaxed) as u32 } else { 0 };
+    HOT.limit.store(ids, Ordering::Release);
+}
+
+/// Whether this is the child of a fork whose handlers did not run: bound once, and wiped since.
+pub(crate) fn is_orphan() -> bool {
+    HOT.mode.load(Ordering::Relaxed) == 0 && SETUP.base.load(Ordering::Relaxed) != 0
+}
+
+/// One attempt at the slot of the running CPU in the row that starts at `base`: its address, or 0.
+///
+/// # Safety
+/// 1. `base` is the start of a row of the bound table, or `HOT.limit` is 0.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn attempt(base: usize) -> usize {
+    let slot: usize;
+    // SAFETY: between 2 and 3 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on
+    // any event). The number is below the limit, so the address is a slot of the row (1.).
+    unsafe {
+        core::arch::asm!(
+            ".pushsection __rseq_cs, \"aw\"", ".balign 32",
+            "9: .long 0, 0", ".quad 2f, 3f-2f, 4f", ".popsection",
+            "6: mov {area}, qword ptr [rip + {hot} + 8]",
+            "lea {slot}, [rip + 9b]",
+            "mov qword ptr fs:[{area} + 8], {slot}", // arm: rseq->rseq_cs
+            "mov {area}, qword ptr [rip + {hot} + 16]",
+            "2: mov {slot:e}, dword ptr fs:[{area}]", // which CPU
+            "cmp {slot:e}, dword ptr [rip + {hot}]",
+            "jae 5f",
+            "imul {slot}, {slot}, {stride}",
+            "add {slot}, {base}",
+            "cmp dword ptr [{slot}], 0",
+            "jne 5f",
+            "mov dword ptr [{slot}], 1", // commit
+            "3: jmp 7f",
+            ".byte 0x0f, 0xb9, 0x3d", ".long 0x53053053", // the signature that the kernel wants before 4
+            "4: jmp 6b",
+            "5: xor {slot:e}, {slot:e}",
+            "7:",
+            area = out(reg) _,
+            slot = out(reg) slot,
+            base = in(reg) base,
+            hot = sym HOT,
+            stride = const kern::SLOT_STRIDE_BYTES,
+            options(nostack)
+        );
+    }
+    slot
+}
+
+/// A slot of the CPU we run on, or 0.
+#[inline(always)]
+pub(crate) fn enter() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: 1. the first row starts at the base; before boot the limit is 0.
+        let slot = unsafe { attempt(HOT.base.load(Ordering::Relaxed)) };
+        if slot != 0 {
+            return slot;
+        }
+    }
+    enter_other()
+}
+
+/// The CPU's first slot is held by a preempted thread, or there is no rseq.
+#[cold]
+#[inline(never)]
+fn enter_other() -> usize {
+    match HOT.mode.load(Ordering::Relaxed) {
+        #[cfg(target_arch = "x86_64")]
+        1 => {
+            let row_bytes = SETUP.ids.load(Ordering::Relaxed) * SETUP.stride.load(Ordering::Relaxed);
+            let base = SETUP.base.load(Ordering::Relaxed);
+            for row in 0..SETUP.rows.load(Ordering::Relaxed) {
+                // SAFETY: 1. the table has that many rows.
+                let slot = unsafe { attempt(base + row * row_bytes) };
+                if slot != 0 {
+                    return slot;
+                }
+            }
+            0
+        }
+        2 => {
+            let ids = SETUP.ids.load(Ordering::Relaxed);
+            let stride = SETUP.stride.load(Ordering::Relaxed);
+            let id = (thread_pointer() >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+            for row in 0..SETUP.rows.load(Ordering::Relaxed) {
+                let slot = SETUP.base.load(Ordering::Relaxed) + (row * ids + id % ids) * stride;
+                // SAFETY: a slot of the bound table.
+                if unsafe { try_claim(slot, HELD) } {
+                    return slot;
+                }
+            }
+            0
+        }
+        _ if is_orphan() => {
+            crate::fork::adopt();
+            enter()
+        }
+        _ => {
+            // Before boot: the first request makes the allocator.
+            if crate::port::boot_on_first_use() { enter() } else { 0 }
+        }
+    }
+}
+
+fn thread_pointer() -> usize {
+    let pointer: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the first word of the thread control block is its own address (System V ABI, TLS variant II).
+    unsafe {
+        core::arch::asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(nostack, readonly, pure));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, pure));
+    }
+    pointer
+}
+
+/// # Safety
+/// 1. `slot` is one of the bound table.
+unsafe fn try_claim(slot: usize, how: u32) -> bool {
+    // SAFETY: 1.: its first word is the lock.
+    let word = unsafe { &*(slot as *const AtomicU32) };
+    word.compare_exchange(FREE, how, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
+/// # Safety
+/// 1. The caller holds `slot`.
+#[inline(always)]
+pub(crate) unsafe fn leave(slot: usize) {
+    compiler_fence(Ordering::Release);
+    // SAFETY: 1. A plain store: on x86 no earlier access moves behind it.
+    unsafe { (*(slot as *const AtomicU32)).store(FREE, Ordering::Release) };
+}
+
+/// # Safety
+/// 1. `slot` is the shared slot, which no sequence takes.
+pub(crate) unsafe fn claim_shared(slot: usize) {
+    // SAFETY: 1.
+    while !unsafe { try_claim(slot, HELD) } {
+        sys::yield_cpu();
+    }
+}
+
+/// # Safety
+/// 1. `slot` is one of the bound table.
+pub(crate) unsafe fn claim_remote(slot: usize) -> bool {
+    // SAFETY: 1.
+    let word = unsafe { &*(slot as *const AtomicU32) };
+    loop {
+        // SAFETY: 1.
+        while !unsafe { try_claim(slot, CLAIMED) } {
+            sys::yield_cpu();
+        }
+        if HOT.mode.load(Ordering::Relaxed) != 1 {
+            return true;
+        }
+        if !sys::membarrier_rseq() {
+            word.store(FREE, Ordering::Release);
+            return false;
+        }
+        // Every sequence that saw the word free before our exchange has either stored, which we would see here, or
+        // starts again and sees ours.
+        if word.load(Ordering::Acquire) == CLAIMED {
+            return true;
+        }
+    }
+}
+
+/// # Safety
+/// 1. `table` is the bound one, and the caller holds no slot of it.
+pub(crate) unsafe fn claim_all(table: &SlotTable) -> bool {
+    loop {
+        let mut pending = false;
+        for index in 0..table.count() {
+            // SAFETY: 1.
+            let word = unsafe { &*(table.slot(index) as *const AtomicU32) };
+            if word.load(Ordering::Relaxed) != CLAIMED {
+                // SAFETY: 1.
+                while !unsafe { try_claim(table.slot(index), CLAIMED) } {
+                    sys::yield_cpu();
+                }
+                pending = true;
+            }
+        }
+        if !pending {
+            return true;
+        }
+        if HOT.mode.load(Ordering::Relaxed) == 1 && !sys::membarrier_rseq() {
+            return true;
+        }
+    }
+}

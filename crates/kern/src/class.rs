@@ -1,0 +1,228 @@
+//! Size classes: which zone serves a request, and how its slabs are laid out.
+//!
+//! Arithmetic only; nothing here touches memory.
+#![forbid(unsafe_code)]
+
+use abi::SIZE_CLASSES;
+
+/// Classes served from slabs.
+pub const SLAB_CLASSES: usize = SIZE_CLASSES.len();
+/// Classes of page runs, four per doubling above the slab classes: reused at their size from per-CPU caches, so that
+/// a program that allocates and frees one size never reaches the arena.
+pub const RUN_CLASSES: usize = 20;
+/// All classes; each is a zone of the same index.
+pub const CLASSES: usize = SLAB_CLASSES + RUN_CLASSES;
+/// Largest request served from a slab, bytes.
+pub const SLAB_MAX_BYTES: usize = SIZE_CLASSES[SLAB_CLASSES - 1] as usize;
+/// Largest request served from a run class, bytes.
+pub const RUN_MAX_BYTES: usize = class_bytes(CLASSES - 1);
+/// Every block is aligned for any type.
+pub const MIN_ALIGN: usize = 16;
+
+/// Class by 16-byte step, for the sizes where a table is shorter than the arithmetic.
+const SMALL: [u8; 65] = {
+    let mut out = [0; 65];
+    let mut step = 0;
+    while step < 65 {
+        let mut class = 0;
+        while (SIZE_CLASSES[class] as usize) < step * 16 {
+            class += 1;
+        }
+        out[step] = class as u8;
+        step += 1;
+    }
+    out
+};
+
+/// The smallest class whose items hold `bytes`, for `bytes <= RUN_MAX_BYTES`.
+#[inline(always)]
+#[must_use]
+pub const fn class_of(bytes: usize) -> usize {
+    if bytes <= 1024 {
+        return SMALL[(bytes + 15) >> 4] as usize;
+    }
+    // In (2^k, 2^(k+1)] the two bits after the leading one of bytes - 1 name the quarter.
+    let last = bytes - 1;
+    let k = usize::BITS as usize - 1 - last.leading_zeros() as usize;
+    8 + (k - 7) * 4 + ((last >> (k - 2)) & 3)
+}
+
+/// Item size of a class, bytes.
+#[must_use]
+pub const fn class_bytes(class: usize) -> usize {
+    if class < SLAB_CLASSES {
+        return SIZE_CLASSES[class] as usize;
+    }
+    let steps = class - 8;
+    let base = 128usize << (steps / 4);
+    base + base / 4 * (steps % 4 + 1)
+}
+
+/// The largest alignment that every item of a class has, bytes; at most a page.
+#[must_use]
+pub const fn class_align(class: usize) -> usize {
+    let low_bit = 1 << class_bytes(class).trailing_zeros();
+    if low_bit > 4096 { 4096 } else { low_bit }
+}
+
+/// The smallest slab class that holds `bytes` at a multiple of `align`, if `align` is at most a page.
+#[must_use]
+pub const fn class_of_aligned(bytes: usize, align: usize) -> Option<usize> {
+    if bytes > SLAB_MAX_BYTES || align > 4096 {
+        return None;
+    }
+    let mut class = class_of(bytes);
+    while class < SLAB_CLASSES {
+        if class_align(class) >= align {
+            return Some(class);
+        }
+        class += 1;
+    }
+    None
+}
+
+/// Where things are in a slab of one class.
+///
+/// ```text
+///  inline:   | Slab | free bitmap | tags | pad | item 0 | item 1 | … | tail |
+///  off page: | Slab | free bitmap | tags |       | item 0 | item 1 | … | tail |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabLayout {
+    /// Bytes of the slab, a power of two; slabs are aligned to it, so that an item's slab is a mask away.
+    pub slab_bytes: usize,
+    /// Items.
+    pub items: usize,
+    /// Offset of the first item.
+    pub first_offset: usize,
+    /// From the descriptor to the item tags.
+    pub tags_offset: usize,
+    /// Whether the descriptor lies outside.
+    pub offpage: bool,
+    /// Bytes of the descriptor with bitmap and tags.
+    pub descriptor_bytes: usize,
+}
+
+/// Bytes of the descriptor proper.
+pub const DESCRIPTOR_BYTES: usize = 64;
+/// Items up to this size share their slab with its descriptor. Above it the descriptor would cost a whole item, or
+/// the items their page alignment.
+const INLINE_MAX_BYTES: usize = 1024;
+
+const fn round_up(n: usize, to: usize) -> usize {
+    n.div_ceil(to) * to
+}
+
+const fn layout_for(class: usize, slab_bytes: usize) -> SlabLayout {
+    let item_bytes = class_bytes(class);
+    let offpage = item_bytes > INLINE_MAX_BYTES;
+    let mut items = slab_bytes / item_bytes;
+    loop {
+        let tags_offset = DESCRIPTOR_BYTES + items.div_ceil(64) * 8;
+        let descriptor_bytes = round_up(tags_offset + 2 * items, 64);
+        let first_offset = if offpage { 0 } else { round_up(descriptor_bytes, class_align(class)) };
+        if first_offset + items * item_bytes <= slab_bytes {
+            return SlabLayout { slab_bytes, items, first_offset, tags_offset, offpage, descriptor_bytes };
+        }
+        items -= 1;
+    }
+}
+
+/// Layout of a slab class: the smallest slab of at least 16 KiB that holds 8 items (4 where an item is larger than 32
+/// KiB) with at most a tenth of it not items (uma(9) asks the same 90 %; the smallest classes pay their tags, two
+/// bytes an item, and may fall to 80 %).
+#[must_use]
+pub const fn slab_layout(class: usize) -> SlabLayout {
+    let item_bytes = class_bytes(class);
+    let mut slab_bytes = 16 * 1024;
+    loop {
+        let layout = layout_for(class, slab_bytes);
+        let used_percent = layout.items * item_bytes * 100 / slab_bytes;
+        let want_percent = if item_bytes <= 64 { 80 } else { 90 };
+        let want_items = if item_bytes > 32 * 1024 { 4 } else { 8 };
+        if layout.items >= want_items && used_percent >= want_percent {
+            return layout;
+        }
+        slab_bytes *= 2;
+        assert!(slab_bytes <= 1024 * 1024);
+    }
+}
+
+/// Fixed-point reciprocal of an item size, for an exact division of an offset in a slab.
+pub const RECIPROCAL_SHIFT: u32 = 40;
+
+/// `ceil(2^40 / bytes)`. For offsets below 2^20 and sizes of at most 2^16 the product's error stays below one unit:
+/// offset × (reciprocal × bytes − 2^40) < 2^20 × 2^16 < 2^40.
+#[must_use]
+pub const fn reciprocal(bytes: usize) -> u64 {
+    (1u64 << RECIPROCAL_SHIFT).div_ceil(bytes as u64)
+}
+
+/// Most items a bucket of this class holds: what is cached is bounded in bytes as well as in number (uma(9) ends at 254 of
+/// the smallest items).
+#[must_use]
+pub const fn bucket_max(class: usize) -> usize {
+    let bytes = class_bytes(class);
+    let by_bytes = if class < SLAB_CLASSES { 32 * 1024 / bytes } else { 384 * 1024 / bytes };
+    let least = if class < SLAB_CLASSES { 4 } else { 1 };
+    if by_bytes > 254 {
+        254
+    } else if by_bytes < least {
+        least
+    } else {
+        by_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_of_a_size_is_the_smallest_that_holds_it() {
+        for bytes in 1..=RUN_MAX_BYTES {
+            let class = class_of(bytes);
+            assert!(class_bytes(class) >= bytes, "{bytes}");
+            assert!(class == 0 || class_bytes(class - 1) < bytes, "{bytes}");
+        }
+        assert_eq!(class_of(0), 0);
+    }
+
+    #[test]
+    fn an_aligned_class_has_its_alignment() {
+        for align in [16, 32, 64, 128, 256, 512, 1024, 2048, 4096] {
+            for bytes in [0, 1, 17, 100, 1000, 3000, 5000, 65536] {
+                let class = class_of_aligned(bytes, align).unwrap();
+                assert!(class_bytes(class) >= bytes && class_bytes(class) % align == 0);
+                if !slab_layout(class).offpage {
+                    assert_eq!(slab_layout(class).first_offset % align, 0);
+                }
+            }
+        }
+        assert_eq!(class_of_aligned(100, 8192), None);
+    }
+
+    #[test]
+    fn slabs_hold_what_they_say() {
+        for class in 0..SLAB_CLASSES {
+            let layout = slab_layout(class);
+            let bytes = class_bytes(class);
+            assert!(layout.slab_bytes.is_power_of_two() && layout.slab_bytes <= 1 << 19, "{class} {layout:?}");
+            assert!(layout.first_offset + layout.items * bytes <= layout.slab_bytes);
+            if !layout.offpage {
+                assert!(layout.descriptor_bytes <= layout.first_offset);
+            }
+        }
+    }
+
+    #[test]
+    fn division_by_reciprocal_is_exact() {
+        for class in 0..SLAB_CLASSES {
+            let bytes = class_bytes(class);
+            for offset in 0..slab_layout(class).slab_bytes {
+                let index = (offset as u64 * reciprocal(bytes)) >> RECIPROCAL_SHIFT;
+                assert_eq!(index as usize, offset / bytes);
+            }
+        }
+    }
+}

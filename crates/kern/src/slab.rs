@@ -1,0 +1,384 @@
+//! Slabs and kegs: runs of pages cut into items of one size.
+//!
+//! A slab knows which of its items lie in it free (a bitmap; caches and buckets count as outside) and, per item, a
+//! *tag*: the type it was last handed out to and whether it is free. The tag is what makes a duplicate free certain
+//! to be found, and what lets a free credit the type that allocated.
+//!
+//! A keg keeps its partly used slabs in eight lists by how full they are and takes from the fullest, so that the
+//! emptiest get the chance to become empty and go back (Bonwick 1994; uma(9) "fullest first").
+
+use core::ptr::NonNull;
+
+use crate::class::{CLASSES, RECIPROCAL_SHIFT, SLAB_CLASSES, SlabLayout, class_bytes, reciprocal, slab_layout};
+
+/// Set in an item's tag while the item is free (in its slab or in any cache).
+pub(crate) const TAG_FREE: u16 = 0x8000;
+
+/// Descriptor of a slab; the bitmap follows it, then the tags.
+#[repr(C, align(64))]
+pub(crate) struct Slab {
+    next: *mut Slab,
+    prev: *mut Slab,
+    /// First byte of the slab.
+    pub(crate) start: usize,
+    /// Items that lie here free.
+    pub(crate) free: u32,
+    /// Items.
+    items: u32,
+    /// Word of the bitmap below which nothing is free.
+    first_word: u32,
+    /// Index of the list this slab is on.
+    bin: u32,
+    pub(crate) class: u32,
+    reserved: [u32; 5],
+}
+const _: () = assert!(size_of::<Slab>() == crate::class::DESCRIPTOR_BYTES);
+
+/// What the fast paths know of a class, two to a cache line.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct ClassInfo {
+    /// See [`reciprocal`].
+    pub(crate) reciprocal: u64,
+    /// Item bytes as served.
+    pub(crate) bytes: u32,
+    /// Slab bytes minus one.
+    pub(crate) slab_mask: u32,
+    /// Offset of the first item in its slab.
+    pub(crate) first_offset: u32,
+    /// From a slab's descriptor to its tags.
+    pub(crate) tags_offset: u32,
+    /// Items per slab.
+    pub(crate) items: u32,
+    /// Bit in a type's size mask.
+    pub(crate) size_bit: u32,
+}
+
+/// By class; the run classes have only bytes and bit.
+pub(crate) static CLASS_INFO: [ClassInfo; CLASSES] = {
+    let zero =
+        ClassInfo { reciprocal: 0, bytes: 0, slab_mask: 0, first_offset: 0, tags_offset: 0, items: 0, size_bit: 0 };
+    let mut out = [zero; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        let bytes = class_bytes(class);
+        out[class].bytes = bytes as u32;
+        if class < SLAB_CLASSES {
+            let layout = slab_layout(class);
+            out[class].reciprocal = reciprocal(bytes);
+            out[class].slab_mask = layout.slab_bytes as u32 - 1;
+            out[class].first_offset = layout.first_offset as u32;
+            out[class].tags_offset = layout.tags_offset as u32;
+            out[class].items = layout.items as u32;
+            out[class].size_bit = class as u32;
+        } else {
+            out[class].size_bit = abi::large_bit(bytes as u64);
+        }
+        class += 1;
+    }
+    out
+};
+
+impl ClassInfo {
+    /// Index of the item that contains `addr`, an address in a slab of this class, and the offset in it. An address in the
+    /// header or the tail gives an index of at least `items` or an offset that is not zero.
+    #[inline(always)]
+    pub(crate) fn item_of(&self, addr: usize) -> (usize, usize) {
+        let offset = (addr & self.slab_mask as usize).wrapping_sub(self.first_offset as usize);
+        let index = ((offset as u64).wrapping_mul(self.reciprocal) >> RECIPROCAL_SHIFT) as usize;
+        (index, offset.wrapping_sub(index * self.bytes as usize))
+    }
+
+    /// The tag of an item of the slab with this descriptor.
+    ///
+    /// # Safety
+    /// 1. `descriptor` is a live slab of this class, from the word of the item's page.
+    /// 2. `index` is below [`ClassInfo::items`].
+    #[inline(always)]
+    pub(crate) unsafe fn tag(&self, descriptor: usize, index: usize) -> *mut u16 {
+        (descriptor + self.tags_offset as usize + 2 * index) as *mut u16
+    }
+}
+
+/// Lists by eighths in use.
+const BINS: usize = 8;
+
+/// The slabs of one class. The owner keeps it behind a lock.
+pub(crate) struct Keg {
+    class: usize,
+    /// Partly used, by how much.
+    partial: [*mut Slab; BINS],
+    /// Wholly free, kept for the next need.
+    empty: *mut Slab,
+    pub(crate) empties: usize,
+    pub(crate) slabs: usize,
+    pub(crate) free_items: usize,
+}
+
+// SAFETY: slabs are reached through their keg only, which its owner locks.
+unsafe impl Send for Keg {}
+
+/// Where a slab stands after an item came back to it.
+pub(crate) enum Returned {
+    /// Still in use, or kept.
+    Kept,
+    /// Wholly free and not wanted: the caller gives its pages back.
+    Release(NonNull<Slab>),
+}
+
+impl Keg {
+    pub(crate) const fn new(class: usize) -> Self {
+        Self {
+            class,
+            partial: [core::ptr::null_mut(); BINS],
+            empty: core::ptr::null_mut(),
+            empties: 0,
+            slabs: 0,
+            free_items: 0,
+        }
+    }
+
+    /// Makes a slab of fresh pages and puts it on the empty list.
+    ///
+    /// # Safety
+    /// 1. `start` is a run of `layout.slab_bytes`, aligned to it, ours alone.
+    /// 2. `descriptor` is `start` when the layout is inline, else a record of `layout.descriptor_bytes`.
+    pub(crate) unsafe fn add_slab(&mut self, layout: &SlabLayout, start: usize, descriptor: NonNull<u8>) {
+        let slab = descriptor.as_ptr().cast::<Slab>();
+        // SAFETY: 2. gives room for the descriptor, its bitmap and its tags.
+        unsafe {
+            slab.write(Slab {
+                next: core::ptr::null_mut(),
+                prev: core::ptr::null_mut(),
+                start,
+                free: layout.items as u32,
+                items: layout.items as u32,
+                first_word: 0,
+                bin: BINS as u32,
+                class: self.class as u32,
+                reserved: [0; 5],
+            });
+            let words = Self::bitmap(slab);
+            let full = layout.items / 64;
+            for word in 0..full {
+                *words.add(word) = !0;
+            }
+            if !layout.items.is_multiple_of(64) {
+                *words.add(full) = (1 << (layout.items % 64)) - 1;
+            }
+            let tags = descriptor.as_ptr().add(layout.tags_offset).cast::<u16>();
+            for index in 0..layout.items {
+                *tags.add(index) = TAG_FREE;
+            }
+            Self::push(&mut self.empty, slab);
+        }
+        self.empties += 1;
+        self.slabs += 1;
+        self.free_items += layout.items;
+    }
+
+    fn bitmap(slab: *mut Slab) -> *mut u64 {
+        // The bitmap starts where the descriptor ends.
+        slab.wrapping_add(1).cast::<u64>()
+    }
+
+    /// # Safety
+    /// 1. `slab` is a live slab of this keg, on no list.
+    unsafe fn push(head: &mut *mut Slab, slab: *mut Slab) {
+        // SAFETY: 1., and the list's head is a live slab of this keg too.
+        unsafe {
+            (*slab).next = *head;
+            (*slab).prev = core::ptr::null_mut();
+            if !head.is_null() {
+                (**head).prev = slab;
+            }
+        }
+        *head = slab;
+    }
+
+    /// # Safety
+    /// 1. `slab` is on the list of `head`.
+    unsafe fn unlink(head: &mut *mut Slab, slab: *mut Slab) {
+        // SAFETY: 1.: its neighbours are live slabs of this keg.
+        unsafe {
+            if (*slab).prev.is_null() {
+                *head = (*slab).next;
+            } else {
+                (*(*slab).prev).next = (*slab).next;
+            }
+            if !(*slab).next.is_null() {
+                (*(*slab).next).prev = (*slab).prev;
+            }
+        }
+    }
+
+    /// List for a slab with so many free items; `BINS` for the empty list, past it for a full slab, which is on none.
+    fn bin_of(items: u32, free: u32) -> u32 {
+        if free == items {
+            BINS as u32
+        } else if free == 0 {
+            BINS as u32 + 1
+        } else {
+            (items - free) * BINS as u32 / items
+        }
+    }
+
+    /// Puts a slab on the list that fits its count.
+    ///
+    /// # Safety
+    /// 1. `slab` is a live slab of this keg, on the list that `bin` says.
+    unsafe fn relist(&mut self, slab: *mut Slab) {
+        // SAFETY: 1. throughout.
+        unsafe {
+            let bin = Self::bin_of((*slab).items, (*slab).free);
+            let old = (*slab).bin;
+            if bin == old {
+                return;
+            }
+            match old as usize {
+                BINS => {
+                    Self::unlink(&mut self.empty, slab);
+                    self.empties -= 1;
+                }
+                old if old < BINS => Self::unlink(&mut self.partial[old], slab),
+                _ => {}
+            }
+            (*slab).bin = bin;
+            match bin as usize {
+                BINS => {
+                    Self::push(&mut self.empty, slab);
+                    self.empties += 1;
+                }
+                bin if bin < BINS => Self::push(&mut self.partial[bin], slab),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes up to `want` items, lowest address last so that a stack of them is popped upward through memory. Returns how
+    /// many were had without a new slab.
+    ///
+    /// # Safety
+    /// 1. `out` has room for `want` addresses.
+    pub(crate) unsafe fn take(&mut self, out: *mut usize, want: usize) -> usize {
+        let info = &CLASS_INFO[self.class];
+        let mut got = 0;
+        while got < want {
+            let head = self.partial.iter().rev().copied().find(|head| !head.is_null()).unwrap_or(self.empty);
+            if head.is_null() {
+                break;
+            }
+            // SAFETY: lists hold live slabs of this keg; the bitmap has a bit per item; 1. bounds the writes.
+            unsafe {
+                let words = Self::bitmap(head);
+                let mut index = (*head).first_word as usize;
+                let mut left = (*head).free;
+                while got < want && left > 0 {
+                    let mut word = *words.add(index);
+                    while word != 0 && got < want {
+                        let bit = word.trailing_zeros() as usize;
+                        word &= word - 1;
+                        let item = index * 64 + bit;
+                        *out.add(want - 1 - got) =
+                            (*head).start + info.first_offset as usize + item * info.bytes as usize;
+                        got += 1;
+                        left -= 1;
+                    }
+                    *words.add(index) = word;
+                    if word == 0 {
+                        index += 1;
+                    }
+                }
+                self.free_items -= ((*head).free - left) as usize;
+                (*head).first_word = index as u32;
+                (*head).free = left;
+                self.relist(head);
+            }
+        }
+        if got < want && got > 0 {
+            // SAFETY: 1.: both ranges lie in the room for `want` addresses.
+            unsafe { core::ptr::copy(out.add(want - got), out, got) };
+        }
+        got
+    }
+
+    /// Puts an item back into its slab. Keeps one empty slab for the next need.
+    ///
+    /// # Safety
+    /// 1. `slab` is the slab of this keg that contains `item`, which was taken from it and not put back since.
+    pub(crate) unsafe fn put(&mut self, slab: NonNull<Slab>, item: usize) -> Returned {
+        let (index, _) = CLASS_INFO[self.class].item_of(item);
+        let slab = slab.as_ptr();
+        // SAFETY: 1.
+        unsafe {
+            let word = Self::bitmap(slab).add(index / 64);
+            debug_assert!(*word & (1 << (index % 64)) == 0, "an item came back twice");
+            *word |= 1 << (index % 64);
+            (*slab).first_word = (*slab).first_word.min((index / 64) as u32);
+            (*slab).free += 1;
+            self.free_items += 1;
+            self.relist(slab);
+            if (*slab).free < (*slab).items || self.empties <= 1 {
+                return Returned::Kept;
+            }
+            // SAFETY: it is not null.
+            Returned::Release(NonNull::new_unchecked(slab))
+        }
+    }
+
+    /// An empty slab that the keg can do without, if `keep` leaves any.
+    pub(crate) fn surplus(&self, keep: usize) -> Option<NonNull<Slab>> {
+        if self.empties > keep { NonNull::new(self.empty) } else { None }
+    }
+
+    /// Takes an empty slab off the keg.
+    ///
+    /// # Safety
+    /// 1. `slab` is on the empty list.
+    pub(crate) unsafe fn remove(&mut self, slab: NonNull<Slab>) {
+        // SAFETY: 1.
+        unsafe {
+            Self::unlink(&mut self.empty, slab.as_ptr());
+            self.free_items -= slab.as_ref().items as usize;
+        }
+        self.empties -= 1;
+        self.slabs -= 1;
+    }
+
+    /// Checks the lists, bitmaps and counts against each other.
+    pub(crate) fn validate(&self) -> Result<(), &'static str> {
+        let mut free = 0;
+        let mut empties = 0;
+        let lists = self.partial.iter().copied().enumerate().chain(core::iter::once((BINS, self.empty)));
+        for (bin, head) in lists {
+            let (mut slab, mut prev) = (head, core::ptr::null_mut());
+            while !slab.is_null() {
+                // SAFETY: lists hold live slabs of this keg.
+                let this = unsafe { &*slab };
+                if this.prev != prev {
+                    return Err("a slab's back link is wrong");
+                }
+                if this.bin as usize != bin || Self::bin_of(this.items, this.free) as usize != bin {
+                    return Err("a slab is on the wrong list");
+                }
+                let words = (this.items as usize).div_ceil(64);
+                // SAFETY: the bitmap has a bit per item.
+                let bits: u32 = (0..words).map(|word| unsafe { (*Self::bitmap(slab).add(word)).count_ones() }).sum();
+                if bits != this.free {
+                    return Err("a slab's bitmap and count differ");
+                }
+                free += this.free as usize;
+                empties += usize::from(bin == BINS);
+                prev = slab;
+                slab = this.next;
+            }
+        }
+        if free != self.free_items {
+            return Err("a keg's count of free items is wrong");
+        }
+        if empties != self.empties {
+            return Err("a keg's count of empty slabs is wrong");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! A slot: what one CPU has for itself inside the platform's critical section.
+
+use abi::{CpuCache, TypeLine};
+
+use crate::class::CLASSES;
+use crate::stats::TypeId;
+
+/// The word of the platform, where this slot's counters are, and a cache per class.
+///
+/// All fields but `lock` are touched only by the holder of the section.
+#[repr(C, align(64))]
+pub(crate) struct Slot {
+    /// The platform's: zero while nobody holds the slot.
+    lock: u32,
+    pub(crate) index: u32,
+    /// This slot's row of type lines; null until the slot was first held.
+    pub(crate) lines: *const TypeLine,
+    reserved: [u64; 6],
+    pub(crate) caches: [CpuCache; CLASSES],
+}
+
+/// From one slot to the next. The platform's restartable sequence multiplies by it.
+pub const SLOT_STRIDE_BYTES: usize = size_of::<Slot>();
+/// Offset of the caches in a slot, for readers.
+pub(crate) const CACHES_OFFSET: usize = core::mem::offset_of!(Slot, caches);
+
+impl Slot {
+    /// This slot's line of a type.
+    ///
+    /// # Safety
+    /// 1. The caller is in the slot's section, and the slot has its lines.
+    #[inline(always)]
+    pub(crate) unsafe fn line<'a>(&self, id: TypeId) -> &'a TypeLine {
+        // SAFETY: a row has a line for every type there can be; the object stays mapped.
+        unsafe { &*self.lines.add(id.index()) }
+    }
+}

@@ -1,0 +1,289 @@
+//! The statistics object as its writer sees it: where the records are, new types, and the high-water mark.
+//!
+//! # High water
+//!
+//! A type's bytes in use are spread over the slots, so its greatest value is nobody's to see. Each line keeps the
+//! greatest difference it had since it last *compared* (`peak_bytes`); the sum of all lines' peaks is never below the true
+//! maximum. A slot compares, that is folds that sum into the record and forgets its peak, whenever its own
+//! difference has moved by [`COMPARE_BYTES`]. With one slot active (a single thread has one) the mark is exact, also when
+//! all slots rise together and then fall; otherwise it may exceed the truth by `COMPARE_BYTES` for each further slot.
+
+use core::ptr::NonNull;
+
+use abi::{AtomicU64, Header, LibRecord, NO_LIB, Ordering, Section, TypeLine, TypeRecord, ZoneLine, ZoneRecord};
+
+use crate::class::CLASSES;
+
+/// How far a slot's share of a type moves before the slot compares, bytes.
+pub const COMPARE_BYTES: i64 = 16 * 1024;
+
+/// A malloc type: the index of its record and of its lines. The upper bit is the tag's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct TypeId(u16);
+
+impl TypeId {
+    /// What is credited to nobody: attribution is off.
+    pub const MALLOC: Self = Self(0);
+    /// What is credited to call sites beyond the table.
+    pub const OVERFLOW: Self = Self(1);
+    /// Types that exist from the start.
+    pub const BUILT_IN: usize = 2;
+    /// Most types there can be: an item's tag has 15 bits for them.
+    pub const MAX: usize = 1 << 15;
+
+    /// The type with this index.
+    ///
+    /// `None` when it is out of range.
+    #[must_use]
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < Self::MAX { Some(Self(index as u16)) } else { None }
+    }
+
+    /// From an item's tag, free or not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_tag(tag: u16) -> Self {
+        Self(tag & !crate::slab::TAG_FREE)
+    }
+
+    /// Index of the record.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The tag of a live item.
+    #[inline(always)]
+    pub(crate) const fn tag(self) -> u16 {
+        self.0
+    }
+}
+
+/// Where everything is in a statistics object of these dimensions.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectLayout {
+    /// Slots, the shared one included.
+    pub slots: usize,
+    /// Records of types (and lines per slot).
+    pub types: usize,
+    /// Records of libraries.
+    pub libs: usize,
+}
+
+impl ObjectLayout {
+    const fn offsets(&self) -> [u64; 6] {
+        let mut at = [abi::HEADER_BYTES; 6];
+        at[1] = at[0] + (self.libs * size_of::<LibRecord>()) as u64;
+        at[2] = Self::page(at[1]) + (self.types * size_of::<TypeRecord>()) as u64;
+        at[3] = Self::page(at[2]) + (CLASSES * size_of::<ZoneRecord>()) as u64;
+        at[4] = Self::page(at[3]) + (self.slots * CLASSES * size_of::<ZoneLine>()) as u64;
+        at[5] = Self::page(at[4]) + (self.slots * self.types * size_of::<TypeLine>()) as u64;
+        let mut section = 1;
+        while section < 6 {
+            at[section] = Self::page(at[section]);
+            section += 1;
+        }
+        at
+    }
+
+    const fn page(offset: u64) -> u64 {
+        offset.next_multiple_of(4096)
+    }
+
+    /// Bytes of the whole object; sparse.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.offsets()[5] as usize
+    }
+
+    /// Writes the sections of a header; the rest of it, and the magic at the end, are the caller's.
+    pub fn write_sections(&self, header: &mut Header) {
+        let at = self.offsets();
+        let section = |offset: u64, stride: usize, capacity: usize| Section {
+            offset,
+            stride: stride as u64,
+            capacity: capacity as u64,
+            used: AtomicU64::new(0),
+        };
+        header.libs = section(at[0], size_of::<LibRecord>(), self.libs);
+        header.types = section(at[1], size_of::<TypeRecord>(), self.types);
+        header.zones = section(at[2], size_of::<ZoneRecord>(), CLASSES);
+        header.zone_lines = section(at[3], CLASSES * size_of::<ZoneLine>(), self.slots);
+        header.type_lines = section(at[4], self.types * size_of::<TypeLine>(), self.slots);
+        header.total_bytes = self.bytes() as u64;
+        header.version = abi::VERSION;
+    }
+}
+
+/// The writer's view.
+#[derive(Clone, Copy)]
+pub(crate) struct Stats {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the object is shared memory of atomics; records are written before they are counted, by the holder of the
+// type lock.
+unsafe impl Send for Stats {}
+// SAFETY: as above.
+unsafe impl Sync for Stats {}
+
+impl Stats {
+    /// # Safety
+    /// 1. `base` is a statistics object whose sections were written by [`ObjectLayout`], mapped for good.
+    pub(crate) const unsafe fn new(base: NonNull<u8>) -> Self {
+        Self { base }
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        // SAFETY: 1. of `new`; what changes in it are atomics.
+        unsafe { self.base.cast::<Header>().as_ref() }
+    }
+
+    /// Record `index` of a section.
+    fn record<T>(&self, section: &Section, index: usize) -> *mut T {
+        debug_assert!((index as u64) < section.capacity);
+        self.base.as_ptr().wrapping_add((section.offset + section.stride * index as u64) as usize).cast::<T>()
+    }
+
+    pub(crate) fn types(&self) -> usize {
+        self.header().types.capacity as usize
+    }
+
+    pub(crate) fn type_record(&self, id: TypeId) -> &TypeRecord {
+        // SAFETY: inside the section; a type's record is written before its id is given out.
+        unsafe { &*self.record::<TypeRecord>(&self.header().types, id.index()) }
+    }
+
+    pub(crate) fn type_record_ptr(&self, index: usize) -> *mut TypeRecord {
+        self.record(&self.header().types, index)
+    }
+
+    pub(crate) fn lib_record_ptr(&self, index: usize) -> *mut LibRecord {
+        self.record(&self.header().libs, index)
+    }
+
+    pub(crate) fn zone(&self, class: usize) -> &ZoneRecord {
+        // SAFETY: inside the section; zeros are a valid record.
+        unsafe { &*self.record::<ZoneRecord>(&self.header().zones, class) }
+    }
+
+    pub(crate) fn zone_ptr(&self, class: usize) -> *mut ZoneRecord {
+        self.record(&self.header().zones, class)
+    }
+
+    pub(crate) fn zone_line(&self, slot: usize, class: usize) -> &ZoneLine {
+        let row: *mut ZoneLine = self.record(&self.header().zone_lines, slot);
+        // SAFETY: a row has a line per class; zeros are a valid line.
+        unsafe { &*row.add(class) }
+    }
+
+    /// Lines of one slot, one per type.
+    pub(crate) fn type_lines(&self, slot: usize) -> *const TypeLine {
+        self.record::<TypeLine>(&self.header().type_lines, slot)
+    }
+
+    /// The slot's lines are in use from now on.
+    pub(crate) fn count_slot(&self, slot: usize) {
+        self.header().type_lines.used.fetch_max(slot as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Folds the sum of all peaks into the type's mark, and forgets the peak of `own`.
+    ///
+    /// Inside the section of `own`'s slot.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn compare(&self, id: TypeId, own: &TypeLine) {
+        let slots = self.header().type_lines.used.load(Ordering::Relaxed) as usize;
+        let mut sum = 0i64;
+        for slot in 0..slots {
+            // SAFETY: a row has a line per type.
+            let line = unsafe { &*self.type_lines(slot).add(id.index()) };
+            sum = sum.wrapping_add(line.peak_bytes.load(Ordering::Relaxed) as i64);
+        }
+        let mark = &self.type_record(id).high_water_bytes;
+        if sum > 0 && sum as u64 > mark.load(Ordering::Relaxed) {
+            mark.fetch_max(sum as u64, Ordering::Relaxed);
+        }
+        let now = own.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(own.bytes_freed.load(Ordering::Relaxed));
+        own.peak_bytes.store(now, Ordering::Relaxed);
+        own.compared_bytes.store(now, Ordering::Relaxed);
+    }
+
+    /// Counts one block out of a line, in its slot's section.
+    ///
+    /// Two branches: a new peak, a move by [`COMPARE_BYTES`].
+    #[inline(always)]
+    pub(crate) fn count_alloc(&self, id: TypeId, line: &TypeLine, served: usize, requested: usize, size_bit: u32) {
+        let now = line.count_alloc(served as u64, requested as u64, size_bit);
+        if now > line.peak_bytes.load(Ordering::Relaxed) as i64 {
+            line.peak_bytes.store(now as u64, Ordering::Relaxed);
+        }
+        self.compare_if_moved(id, line, now);
+    }
+
+    /// Counts one block back into a line, in its slot's section. One branch.
+    #[inline(always)]
+    pub(crate) fn count_free(&self, id: TypeId, line: &TypeLine, served: usize) {
+        let now = line.count_free(served as u64);
+        self.compare_if_moved(id, line, now);
+    }
+
+    #[inline(always)]
+    fn compare_if_moved(&self, id: TypeId, line: &TypeLine, now: i64) {
+        let moved = now.wrapping_sub(line.compared_bytes.load(Ordering::Relaxed) as i64);
+        if moved.wrapping_add(COMPARE_BYTES) as u64 > 2 * COMPARE_BYTES as u64 {
+            self.compare(id, line);
+        }
+    }
+
+    /// Writes the record of a built-in or static type.
+    ///
+    /// # Safety
+    /// 1. The caller holds the type lock and `index` is not given out yet.
+    pub(crate) unsafe fn write_type(&self, index: usize, kind: u32, lib: u32, offset: u64, name: &[u8]) {
+        let record = self.type_record_ptr(index);
+        // SAFETY: inside the section; nobody else looks at a record that is not counted (1.).
+        unsafe {
+            (*record).kind = kind;
+            (*record).lib = lib;
+            (*record).offset = offset;
+            let len = name.len().min(31);
+            (&mut (*record).name)[..len].copy_from_slice(&name[..len]);
+        }
+    }
+
+    /// Built-in types and the zones' constant fields.
+    ///
+    /// # Safety
+    /// 1. Called once, before any other use.
+    pub(crate) unsafe fn boot(&self) {
+        // SAFETY: 1.
+        unsafe {
+            self.write_type(TypeId::MALLOC.index(), abi::type_kind::STATIC, NO_LIB, 0, b"malloc");
+            self.write_type(TypeId::OVERFLOW.index(), abi::type_kind::OVERFLOW, NO_LIB, 0, b"(more call sites)");
+        }
+        self.header().types.used.store(TypeId::BUILT_IN as u64, Ordering::Release);
+        for class in 0..CLASSES {
+            let info = &crate::slab::CLASS_INFO[class];
+            let record = self.zone_ptr(class);
+            // SAFETY: inside the section; 1.
+            unsafe {
+                (*record).item_bytes = info.bytes;
+                (*record).slab_bytes = if info.slab_mask == 0 { info.bytes } else { info.slab_mask + 1 };
+                (*record).items_per_slab = info.items.max(1);
+                (*record).header_bytes = info.first_offset;
+                (*record).size_bit = info.size_bit;
+                (*record).flags = abi::zone_flag::MALLOC
+                    | if info.items == 0 { abi::zone_flag::RUN } else { 0 }
+                    | if info.items > 0 && info.first_offset == 0 { abi::zone_flag::OFFPAGE } else { 0 };
+                let mut name = crate::text::Text::<32>::new();
+                name.push(b"malloc-");
+                name.push_number(info.bytes as u64);
+                (&mut (*record).name)[..name.as_bytes().len()].copy_from_slice(name.as_bytes());
+            }
+        }
+        self.header().zones.used.store(CLASSES as u64, Ordering::Release);
+    }
+}
