@@ -74,7 +74,9 @@ pub(crate) type Link = Cell<Option<TagRef>>;
 /// (see [`RawArena::donate_tags`](crate::RawArena::donate_tags)).
 #[doc(alias = "vmem_btag")]
 #[doc(alias = "vmem_seg")]
-#[repr(C)]
+// A line of its own: seven words would lie across two lines half of the time, and a large arena is nothing but misses
+// (measured at 10^6 segments, see benches/arena.rs: a tenth faster).
+#[repr(C, align(64))]
 pub struct Tag {
     pub(crate) base: Cell<usize>,
     pub(crate) size: Cell<usize>,
@@ -87,7 +89,7 @@ pub struct Tag {
     pub(crate) link_b: Link,
     pub(crate) kind: Cell<Kind>,
 }
-const _: () = assert!(size_of::<Tag>() <= 64, "a tag fits in a cache line");
+const _: () = assert!(size_of::<Tag>() == 64, "a tag is a cache line");
 const _: () = assert!(size_of::<Link>() == size_of::<usize>(), "a link is a pointer");
 
 impl Tag {

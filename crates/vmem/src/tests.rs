@@ -404,7 +404,7 @@ fn questions_about_an_address() {
 
 #[test]
 fn the_hash_is_asked_for_by_number_of_segments() {
-    const EACH: usize = if cfg!(miri) { 211 } else { 1 };
+    const EACH: usize = if cfg!(miri) { 211 } else { 2 };
     let mut arena = RawArena::new("ids", 1);
     donate(&mut arena, 3000);
     arena.add(0, 1 << 20).unwrap();
