@@ -256,14 +256,14 @@ impl<P: Platform> System<P> {
     }
 
     /// Counts blocks that no cache counts: large ones, and credits that move.
-    fn count(&self, with: impl FnOnce(&Slot, &Stats)) {
+    fn count(&self, with: impl FnOnce(*mut Slot, &Stats)) {
         let slot = self.enter();
         if slot.is_null() {
             return;
         }
         // SAFETY: we hold the slot.
         unsafe {
-            with(&*slot, self.stats());
+            with(slot, self.stats());
             Self::leave(slot);
         }
     }
@@ -604,10 +604,10 @@ impl<P: Platform> System<P> {
         let bit = abi::large_bit(served as u64);
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
-            stats.count_alloc(id, unsafe { slot.line(id) }, served, requested, bit);
+            stats.count_alloc(id, unsafe { (*slot).line(id) }, served, requested, bit);
             if let Some(class) = class {
                 // SAFETY: as above; the cache is the holder's.
-                unsafe { (*core::ptr::from_ref(slot).cast_mut()).caches[class].allocs += 1 };
+                unsafe { (*slot).caches[class].allocs += 1 };
             }
         });
         run.addr as *mut u8
@@ -625,10 +625,10 @@ impl<P: Platform> System<P> {
         let mut want_bucket = false;
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
-            stats.count_free(id, unsafe { slot.line(id) }, bytes);
+            stats.count_free(id, unsafe { (*slot).line(id) }, bytes);
             if cacheable {
                 // SAFETY: as above; the cache is the holder's.
-                let cache = unsafe { &mut (*core::ptr::from_ref(slot).cast_mut()).caches[class] };
+                let cache = unsafe { &mut (*slot).caches[class] };
                 cache.frees += 1;
                 if (cache.alloc_count as usize) < (cache.capacity as usize).min(bucket_max(class)) {
                     // SAFETY: below the capacity.
@@ -656,7 +656,7 @@ impl<P: Platform> System<P> {
         let mut kept = false;
         self.count(|slot, _| {
             // SAFETY: inside the section of `slot`; the cache is the holder's.
-            let cache = unsafe { &mut (*core::ptr::from_ref(slot).cast_mut()).caches[class] };
+            let cache = unsafe { &mut (*slot).caches[class] };
             if cache.capacity == 0
                 && let Some(bucket) = bucket.take()
             {
@@ -982,7 +982,7 @@ impl<P: Platform> System<P> {
         self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
-            stats.count_alloc(id, unsafe { slot.line(id) }, served, requested, abi::large_bit(served as u64));
+            stats.count_alloc(id, unsafe { (*slot).line(id) }, served, requested, abi::large_bit(served as u64));
         });
         if run.dirty {
             // SAFETY: a fresh run of that size.
@@ -1052,8 +1052,8 @@ impl<P: Platform> System<P> {
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
             unsafe {
-                stats.count_alloc(id, slot.line(id), new_bytes, requested, bit);
-                stats.count_free(info.type_id, slot.line(info.type_id), old_bytes);
+                stats.count_alloc(id, (*slot).line(id), new_bytes, requested, bit);
+                stats.count_free(info.type_id, (*slot).line(info.type_id), old_bytes);
             }
         });
         if new_bytes <= SLAB_MAX_BYTES && info.type_id != id {
