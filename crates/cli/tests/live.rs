@@ -1,0 +1,326 @@
+//! The command with real programs under it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn kernmalloc() -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("kernmalloc"));
+    command.env_remove("KERNMALLOC").env_remove("KERNMALLOC_DIR").env_remove("LD_PRELOAD");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    kernmalloc().arg("run").args(args).output().unwrap()
+}
+
+fn stdout(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Waits until a command's output satisfies a condition.
+#[track_caller]
+fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A program under kernmalloc that waits for input.
+struct Live {
+    run: Child,
+    /// Its own pid, not that of the command.
+    pid: u32,
+}
+
+impl Live {
+    fn start(args: &[&str]) -> Self {
+        let mut command = kernmalloc();
+        command.arg("run").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = command.spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", run.id());
+        let pid = wait_for("the program starts", || {
+            let pid = fs::read_to_string(&children).unwrap().split_whitespace().next()?.parse().ok()?;
+            let out = kernmalloc().args(["vmstat", "-m", "-p"]).arg(format!("{pid}")).output().unwrap();
+            (out.status.success() && out.stdout.iter().filter(|&&b| b == b'\n').count() > 1).then_some(pid)
+        });
+        Self { run, pid }
+    }
+
+    fn vmstat(&self, args: &[&str]) -> Output {
+        kernmalloc().arg("vmstat").args(args).arg("-p").arg(self.pid.to_string()).output().unwrap()
+    }
+
+    fn signal(pid: u32, signal: i32) {
+        // SAFETY: a process of ours that nobody has waited for.
+        assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    }
+
+    fn read_line(&mut self) -> String {
+        let stdout = self.run.stdout.as_mut().unwrap();
+        let bytes = stdout.bytes().map(Result::unwrap).take_while(|&b| b != b'\n').collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Waits for it to end by itself.
+    fn wait(mut self) -> Output {
+        let input = self.run.stdin.take();
+        let out = self.run.wait_with_output().unwrap();
+        drop(input);
+        out
+    }
+
+    /// Ends its input, and waits.
+    fn finish(mut self) -> Output {
+        drop(self.run.stdin.take());
+        self.run.wait_with_output().unwrap()
+    }
+}
+
+#[test]
+fn output_input_and_status_pass_through() {
+    let out = run(&["--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(3), "out\n"));
+    let err = stderr(&out);
+    assert!(err.starts_with("err\nkernmalloc: sh (pid "), "{err}");
+    assert!(err.contains(") exited with status 3\n            Type  Use Memory Req Size(s)\n"), "{err}");
+    let mut child = Live::start(&["--quiet", "cat"]);
+    child.run.stdin.as_mut().unwrap().write_all(b"through\n").unwrap();
+    let out = child.finish();
+    assert_eq!((out.status.code(), stdout(&out).as_str(), stderr(&out).as_str()), (Some(0), "through\n", ""));
+}
+
+#[test]
+fn what_follows_the_program_is_its_own() {
+    assert_eq!(stdout(&run(&["--quiet", "echo", "--json", "-o", "--", "x"])), "--json -o -- x\n");
+}
+
+#[test]
+fn statuses_of_programs_that_do_not_end_by_themselves() {
+    for (args, code, text) in [
+        (&["sh", "-c", "kill -9 $$"][..], 137, "was killed by signal 9 (SIGKILL)"),
+        (&["sh", "-c", "kill -TERM $$"], 143, "was killed by signal 15 (SIGTERM)"),
+        (&["/nonexistent/program"], 127, "No such file or directory"),
+        (&["/etc/passwd"], 126, "Permission denied"),
+    ] {
+        let out = run(args);
+        assert!(stderr(&out).contains(text), "{args:?}: {}", stderr(&out));
+        assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(code), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn a_killed_program_leaves_its_table() {
+    let err = stderr(&run(&["--", "sh", "-c", "kill -9 $$"]));
+    assert!(err.lines().count() > 2 && err.contains("Size(s)\n"), "{err}");
+}
+
+#[test]
+fn signals_sent_to_the_command_reach_the_program() {
+    let script = "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
+    let mut live = Live::start(&["--quiet", "--", "sh", "-c", script]);
+    assert_eq!(live.read_line(), "ready");
+    Live::signal(live.run.id(), libc::SIGUSR1);
+    let out = live.wait();
+    assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(5), "got\n"));
+    let live = Live::start(&["--quiet", "cat"]);
+    Live::signal(live.run.id(), libc::SIGTERM);
+    let out = live.wait();
+    assert_eq!((out.status.code(), out.status.signal()), (Some(143), None));
+}
+
+#[test]
+fn a_program_that_stops_stops_the_command() {
+    let live = Live::start(&["--quiet", "cat"]);
+    let state = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().chars().next()
+    };
+    Live::signal(live.pid, libc::SIGSTOP);
+    wait_for("the command stops", || (state(live.run.id()) == Some('T')).then_some(()));
+    Live::signal(live.run.id(), libc::SIGCONT);
+    wait_for("the program runs", || (state(live.pid) != Some('T')).then_some(()));
+    assert_eq!(live.finish().status.code(), Some(0));
+}
+
+#[test]
+fn a_family_is_a_tree_and_a_table_each() {
+    let out = run(&["--", "bash", "-c", "(cat /dev/null; true); exec cat /dev/null"]);
+    let err = stderr(&out);
+    let lines: Vec<&str> = err.lines().collect();
+    assert!(lines[1].ends_with(" bash => cat"), "{err}");
+    assert!(lines[2].starts_with("`- ") && lines[2].ends_with(" bash"), "{err}");
+    assert!(lines[3].starts_with("   `- ") && lines[3].ends_with(" bash => cat"), "{err}");
+    assert_eq!(lines.iter().filter(|line| line.ends_with("Size(s)")).count(), 5, "{err}");
+    let alone = stderr(&run(&["--no-follow-fork", "--", "bash", "-c", "(cat /dev/null; true); true"]));
+    assert_eq!(alone.lines().filter(|line| line.ends_with("Size(s)")).count(), 1, "{alone}");
+}
+
+#[test]
+fn tables_go_to_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let out = run(&["-o", &file("all"), "--", "bash", "-c", "(true); (true); true"]);
+    assert_eq!((stdout(&out), stderr(&out)), (String::new(), String::new()));
+    let text = fs::read_to_string(file("all")).unwrap();
+    assert_eq!(text.lines().filter(|line| line.ends_with("Size(s)")).count(), 3, "{text}");
+
+    run(&["--json", "-o", &file("one.%p.json"), "--", "bash", "-c", "(true); (true); true"]);
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(dir.path()).unwrap().flatten().filter(|e| e.file_name() != "all") {
+        let value: serde_json::Value = serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap();
+        let pid = value["program"]["pid"].as_u64().unwrap();
+        assert_eq!(entry.file_name().to_string_lossy(), format!("one.{pid}.json"));
+        assert!(value["malloc-statistics"]["memory"].as_array().is_some_and(|rows| !rows.is_empty()));
+        pids.push(pid);
+    }
+    assert_eq!(pids.len(), 3);
+
+    let out = run(&["--json", "--", "bash", "-c", "(true); true"]);
+    let value: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
+    assert_eq!(value["process"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_live_program_is_read_and_its_account_adds_up() {
+    let live = Live::start(&["--quiet", "cat"]);
+    let table = live.vmstat(&["-m"]);
+    assert!(stdout(&table).starts_with("            Type  Use Memory Req Size(s)\n"), "{}", stderr(&table));
+    let zones = stdout(&live.vmstat(&["-z"]));
+    assert!(zones.starts_with("ITEM                   SIZE   LIMIT     USED     FREE      REQ FAIL SLEEP XDOM\n"));
+
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_slice(&live.vmstat(args).stdout).unwrap() };
+    let account = json(&["-s", "--json"])["memory-account"].clone();
+    let figure = |name: &str| account[name].as_i64().unwrap();
+    assert!(figure("smaps-ours") > 0 && figure("difference").abs() * 100 <= figure("smaps-ours"), "{account:#}");
+    // By library and by call site the sums are the same, and so are those of the zones and large blocks.
+    let sum = |table: &serde_json::Value, field: &str| {
+        let rows = table["malloc-statistics"]["memory"].as_array().unwrap();
+        rows.iter().map(|row| row[field].as_i64().unwrap()).sum::<i64>()
+    };
+    let (libraries, sites) = (json(&["-m", "--json"]), json(&["-m", "--json", "--sites"]));
+    for field in ["in-use", "memory-use", "requests", "frees", "requested-bytes", "served-bytes"] {
+        assert_eq!(sum(&libraries, field), sum(&sites, field), "{field}");
+    }
+    assert_eq!(sum(&libraries, "memory-use"), figure("served-classes") + figure("served-large"));
+    // Zones of slabs hold what is served in size classes.
+    let zones = json(&["-z", "--json"]);
+    let slabs = zones["memory-zone-statistics"]["zone"].as_array().unwrap().iter();
+    let slabs = slabs.map(|zone| (zone["used"].as_i64().unwrap(), zone["size"].as_i64().unwrap()));
+    let used: i64 = slabs.filter(|(_, size)| *size <= 65536).map(|(used, size)| used * size).sum();
+    assert_eq!(used, figure("served-classes"));
+
+    let listed = kernmalloc().args(["ps", "--json"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let me = listed["process"].as_array().unwrap().iter().find(|p| p["pid"] == live.pid).unwrap().clone();
+    assert_eq!((me["name"].as_str(), me["memory-use"].as_i64()), (Some("cat"), Some(sum(&libraries, "memory-use"))));
+    live.finish();
+}
+
+#[test]
+fn repeated_tables_end_with_the_program() {
+    let live = Live::start(&["--quiet", "cat"]);
+    let mut vmstat = kernmalloc();
+    vmstat.args(["vmstat", "-m", "-w", "0.05", "-p"]).arg(live.pid.to_string()).stdout(Stdio::piped());
+    let vmstat = vmstat.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    live.finish();
+    let out = vmstat.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", stderr(&out));
+    assert!(stdout(&out).matches("Size(s)").count() >= 2);
+    let live = Live::start(&["--quiet", "cat"]);
+    assert_eq!(stdout(&live.vmstat(&["-m", "-w", "0.01", "-c", "3"])).matches("Size(s)").count(), 3);
+    live.finish();
+}
+
+#[test]
+fn an_object_whose_file_is_gone_is_read_from_the_program() {
+    let live = Live::start(&["--quiet", "cat"]);
+    let before = stdout(&live.vmstat(&["-m"]));
+    let maps = fs::read_to_string(format!("/proc/{}/maps", live.pid)).unwrap();
+    let path =
+        maps.lines().find_map(|line| line.contains("/kernmalloc-run-").then(|| &line[line.find('/').unwrap()..]));
+    fs::remove_file(path.unwrap()).unwrap();
+    assert_eq!(stdout(&live.vmstat(&["-m"])), before);
+    let out = live.finish();
+    assert_eq!(out.status.code(), Some(0));
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let out = kernmalloc().args(["run", "--quiet", "sh", "-c", "echo $KERNMALLOC_DIR"]).output().unwrap();
+    let dir = stdout(&out);
+    assert!(dir.contains("/kernmalloc-run-") && !Path::new(dir.trim_end()).exists(), "{dir}");
+}
+
+#[test]
+fn preloads_and_tunables_are_added_to_those_there_are() {
+    let script = "echo $LD_PRELOAD; echo $KERNMALLOC";
+    let mut command = kernmalloc();
+    command.args([
+        "run",
+        "--quiet",
+        "--attribution",
+        "library",
+        "--set",
+        "kern.malloc.on_misuse=report",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let out = command.env("LD_PRELOAD", "libc.so.6").env("KERNMALLOC", "kern.malloc.strict=0").output().unwrap();
+    let text = stdout(&out);
+    let (preload, tunables) = text.split_once('\n').unwrap();
+    assert!(preload.starts_with('/') && preload.ends_with(".so:libc.so.6"), "{text}");
+    let expected = "kern.malloc.strict=0,kern.malloc.attribution=library,kern.malloc.on_misuse=report\n";
+    assert_eq!(tunables, expected);
+}
+
+#[test]
+fn the_library_is_written_once_and_only_to_a_directory_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = || {
+        let out = kernmalloc().arg("library").env("XDG_CACHE_HOME", dir.path()).output().unwrap();
+        stdout(&out).trim_end().to_owned()
+    };
+    let path = library();
+    assert!(Path::new(&path).starts_with(dir.path()), "{path}");
+    let written = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!((library(), fs::metadata(&path).unwrap().modified().unwrap()), (path.clone(), written));
+    // Damaged, it is written anew.
+    fs::write(&path, "no library").unwrap();
+    library();
+    assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"));
+    // Where others may write, it is not put.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(dir.path().join("kernmalloc"), mode).unwrap();
+    assert!(!Path::new(&library()).starts_with(dir.path()));
+}
+
+#[test]
+fn a_program_without_an_object_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("a.c");
+    let program = dir.path().join("static-program");
+    fs::write(&source, "int main(void) { return 4; }").unwrap();
+    let built = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).output();
+    if !built.is_ok_and(|out| out.status.success()) {
+        // No compiler, or no static libc: nothing to try it on.
+        return;
+    }
+    let out = run(&["--", program.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(4));
+    assert!(stderr(&out).contains("is statically linked"), "{}", stderr(&out));
+}
