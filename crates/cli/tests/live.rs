@@ -70,8 +70,12 @@ impl Live {
 
     fn read_line(&mut self) -> String {
         let stdout = self.run.stdout.as_mut().unwrap();
-        let bytes = stdout.bytes().map(Result::unwrap).take_while(|&b| b != b'\n').collect();
-        String::from_utf8(bytes).unwrap()
+        // Byte by byte: what follows is for `wait_with_output`.
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while stdout.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            line.extend(byte);
+        }
+        String::from_utf8(line).unwrap()
     }
 
     /// Waits for it to end by itself.
