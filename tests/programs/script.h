@@ -23,13 +23,6 @@ enum { SITES_RESIZE = 9 };
 	__attribute__((noinline, visibility("default"))) void *name(void *old, size_t n); \
 	void *name(void *old, size_t n) SITE_BODY(call)
 
-static inline void *
-by_posix_memalign(size_t n)
-{
-	void *p;
-	return posix_memalign(&p, 32, n) == 0 ? p : NULL;
-}
-
 #define TEN_SITES(x, t)                                            \
 	SITE(x##_site_##t##0, malloc(n))                           \
 	SITE(x##_site_##t##1, malloc(n))                           \
@@ -38,7 +31,7 @@ by_posix_memalign(size_t n)
 	SITE(x##_site_##t##4, malloc(n))                           \
 	SITE(x##_site_##t##5, calloc(1, n))                        \
 	SITE(x##_site_##t##6, aligned_alloc(64, n))                \
-	SITE(x##_site_##t##7, by_posix_memalign(n))                \
+	SITE(x##_site_##t##7, posix_memalign(&p, 32, n) == 0 ? p : NULL)                \
 	SITE(x##_site_##t##8, reallocarray(NULL, n, 1))            \
 	SITE(x##_site_##t##9, realloc(old, n))
 
