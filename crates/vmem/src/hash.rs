@@ -135,9 +135,11 @@ impl Hash {
     /// apart that an arena in steady state is not rehashed to and fro).
     pub(crate) fn wanted(&self) -> Option<usize> {
         let now = self.buckets().len();
+        if self.count <= now * 2 && self.count >= now / 4 {
+            return None;
+        }
         let right = self.count.next_power_of_two().clamp(HASH_INLINE, HASH_MAX);
-        let wrong = self.count > now * 2 || self.count < now / 4;
-        (wrong && right != now).then_some(right)
+        (right != now).then_some(right)
     }
 
     /// Forgets all segments; their tags are the caller's now.

@@ -86,6 +86,16 @@ impl FreeLists {
         self.heads[self.first_from(self.class_above(size))?]
     }
 
+    /// The smallest segment of at least this size, if that can be told in constant time: it is in an exact list.
+    #[inline]
+    pub(crate) fn best_exact(&self, size: usize) -> Option<TagRef> {
+        let class = self.class_of(size);
+        if !Self::is_exact(class) {
+            return None;
+        }
+        self.first_from(class).filter(|&class| Self::is_exact(class)).and_then(|class| self.heads[class])
+    }
+
     /// The last list that is not empty.
     pub(crate) fn last(&self) -> Option<usize> {
         let word = (0..WORDS).rev().find(|&word| self.map[word] != 0)?;

@@ -371,9 +371,12 @@ impl RawArena {
             Ok(size) => size,
             Err(error) => return self.failed(error),
         };
-        if fit == Fit::Instant
-            && let Some(tag) = self.lists.instant(size)
-        {
+        let quick = match fit {
+            Fit::Instant => self.lists.instant(size),
+            Fit::Best => self.lists.best_exact(size),
+            Fit::First | Fit::Next => None,
+        };
+        if let Some(tag) = quick {
             let addr = tag.base.get();
             self.carve(tag, addr, size)?;
             return Ok(addr);
@@ -655,6 +658,14 @@ impl RawArena {
             Size::MaxFree => self.max_free(),
             Size::Total => self.total_size,
         }
+    }
+
+    /// The span with the lowest base from `addr` on: to go through the spans while removing some. Logarithmic in their
+    /// number.
+    #[must_use]
+    pub fn next_span(&self, addr: usize) -> Option<Segment> {
+        let at = self.spans.at_or_below(addr).filter(|span| span.base.get() == addr);
+        Some(at.or_else(|| self.spans.above(addr))?.segment())
     }
 
     /// The size of the largest free segment, 0 without one.
