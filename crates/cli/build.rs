@@ -85,8 +85,14 @@ fn build_preload(manifest: &Path, target_dir: &Path) -> Option<PathBuf> {
             command.env_remove(&name);
         }
     }
-    let status = command.status().unwrap_or_else(|e| panic!("cargo cannot be started for the preload library: {e}"));
-    assert!(status.success(), "the preload library does not build: {status}");
+    match command.status() {
+        Ok(status) if status.success() => {}
+        // Its own messages are above; a panic's trace would only bury them.
+        failed => {
+            eprintln!("the preload library does not build: {failed:?}");
+            std::process::exit(1);
+        }
+    }
     let library = target_dir.join(target).join("preload/libkernmalloc_preload.so");
     library.is_file().then_some(library)
 }

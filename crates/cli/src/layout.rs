@@ -10,10 +10,10 @@ use memstat::{Account, Residence, Zone, sizes};
 use crate::humanize::humanize;
 use crate::rows::Row;
 
-/// FreeBSD's `vmstat -m`. A column of call sites is as wide as its longest name; of libraries, as there, 16.
+/// FreeBSD's `vmstat -m`. A column of call sites is as wide as most of their names need; of libraries, as there, 16.
 pub(crate) fn freebsd_types(rows: &[Row], sites: bool) -> String {
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
-    let width = if sites { longest.max(16) } else { 16 };
+    let width = if sites { longest.clamp(16, 48) } else { 16 };
     let mut out = String::new();
     let _ = writeln!(out, "{:>width$} {:>4} {:>5} {:>3} Size(s)", "Type", "Use", "Memory", "Req");
     for row in rows.iter().filter(|row| row.totals.allocs != 0 || row.totals.in_use() != 0) {

@@ -91,7 +91,8 @@ fn site_row(snapshot: &Snapshot, ty: &MallocType, place: Place) -> Row {
         let module = lib.map_or_else(|| "?".to_owned(), memstat::Library::name);
         format!("{module}+{:#x}", ty.offset)
     };
-    let name = match (&place.function, &place.file, place.line) {
+    let function = place.function.as_deref().map(shortened);
+    let name = match (function, &place.file, place.line) {
         _ if !site => type_name(snapshot, ty),
         (Some(function), Some(file), Some(line)) => {
             format!("{function} ({}:{line})", file.rsplit('/').next().unwrap_or(file))
@@ -111,6 +112,15 @@ fn site_row(snapshot: &Snapshot, ty: &MallocType, place: Place) -> Row {
         build_id: lib.map(|lib| lib.build_id.clone()).unwrap_or_default(),
         offset: site.then_some(ty.offset),
         place,
+    }
+}
+
+/// A function's name for a table: those of C++ templates run to thousands of characters. JSON has all of it.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 72;
+    match name.char_indices().nth(MOST) {
+        Some((cut, _)) => format!("{}...", &name[..cut]),
+        None => name.to_owned(),
     }
 }
 

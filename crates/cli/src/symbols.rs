@@ -80,8 +80,8 @@ impl Symbols {
 
 /// The function whose source asked for memory, of those that were inlined at the call.
 ///
-/// The innermost is the one with the call in it, unless it only hands the request on, as the allocation functions of the languages'
-/// own libraries do, which are generic and inlined everywhere.
+/// The innermost that does not only hand the request on, as the allocation functions of the languages' own libraries do, which are
+/// generic and inlined everywhere; else the function that they were inlined into.
 fn place_of(symbol: Symbolized<'_>) -> Place {
     let Symbolized::Sym(symbol) = symbol else { return Place::default() };
     let path = |code: &CodeInfo<'_>| code.to_path().to_string_lossy().into_owned();
@@ -91,11 +91,9 @@ fn place_of(symbol: Symbolized<'_>) -> Place {
         line: code.and_then(|code| code.line),
     };
     let inlined = symbol.inlined.iter().rev().map(|frame| (&*frame.name, frame.code_info.as_ref()));
-    let outermost = std::iter::once((&*symbol.name, symbol.code_info.as_deref()));
-    let mut frames = inlined.chain(outermost).peekable();
-    let innermost = frames.peek().copied();
-    let chosen = frames.find(|(name, _)| !hands_on(name)).or(innermost);
-    chosen.map(|(name, code)| place(name, code)).unwrap_or_default()
+    let outermost = (&*symbol.name, symbol.code_info.as_deref());
+    let (name, code) = inlined.into_iter().find(|(name, _)| !hands_on(name)).unwrap_or(outermost);
+    place(name, code)
 }
 
 /// Is this a function of a language's own library that allocates for whoever calls it?

@@ -263,6 +263,36 @@ fn an_object_whose_file_is_gone_is_read_from_the_program() {
 }
 
 #[test]
+fn without_a_directory_the_object_is_read_from_the_program() {
+    let library = stdout(&kernmalloc().arg("library").output().unwrap());
+    let mut cat = Command::new("cat");
+    cat.env("LD_PRELOAD", library.trim_end()).env("KERNMALLOC_DIR", "/nonexistent").stdin(Stdio::piped());
+    let mut cat = cat.spawn().unwrap();
+    let table = wait_for("its table", || {
+        let out = kernmalloc().args(["vmstat", "-m", "-p"]).arg(cat.id().to_string()).output().unwrap();
+        out.status.success().then(|| stdout(&out)).filter(|table| table.contains("libc.so"))
+    });
+    assert!(table.contains("libc.so"), "{table}");
+    drop(cat.stdin.take());
+    assert!(cat.wait().unwrap().success());
+}
+
+#[test]
+fn ps_removes_what_killed_commands_left() {
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let dir = format!("/tmp/kernmalloc-run-{}-test", dead.id());
+    let alive = format!("/tmp/kernmalloc-run-{}-test", std::process::id());
+    for dir in [&dir, &alive] {
+        fs::create_dir(dir).unwrap();
+        fs::write(Path::new(dir).join(format!("{}.0", dead.id())), "object").unwrap();
+    }
+    assert!(kernmalloc().arg("ps").status().unwrap().success());
+    assert!(!Path::new(&dir).exists() && Path::new(&alive).exists());
+    fs::remove_dir_all(alive).unwrap();
+}
+
+#[test]
 fn nothing_is_left_behind() {
     let out = kernmalloc().args(["run", "--quiet", "sh", "-c", "echo $KERNMALLOC_DIR"]).output().unwrap();
     let dir = stdout(&out);

@@ -6,7 +6,7 @@ use abi::page;
 
 use crate::error::{Error, Result};
 use crate::object::Object;
-use crate::process::{self, Mapping, PageRegion};
+use crate::process::{self, PageRegion};
 use crate::snapshot::{Heap, Snapshot};
 
 /// A part of the account: bytes of address space, and how many of those are not in memory.
@@ -192,19 +192,15 @@ impl Account {
                 continue;
             }
             // Zeroed data of the library has no file: it follows the library's last mapping.
-            let library = is_library(mapping)
+            let library = mapping.is_library()
                 || previous_was_library && mapping.inode == 0 && !mapping.shared && mapping.path.as_os_str().is_empty();
             if library {
                 this.library += mapping.rss_bytes;
             }
-            previous_was_library = is_library(mapping);
+            previous_was_library = mapping.is_library();
         }
         Ok(this)
     }
-}
-
-fn is_library(mapping: &Mapping) -> bool {
-    mapping.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libkernmalloc"))
 }
 
 fn region_bytes(region: &PageRegion) -> u64 {

@@ -21,6 +21,16 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The library is in the process, but its statistics are not to be found.
+    #[error(
+        "pid {pid} ({name}) runs with the library, but has no statistics object: it is just starting, or could make none"
+    )]
+    NoObject {
+        /// The pid asked for.
+        pid: u32,
+        /// Its name.
+        name: String,
+    },
     /// The process is dead, but its parent has not collected its status yet.
     #[error("pid {pid} ({name}) has exited and waits for its parent; its figures went with it")]
     Exited {

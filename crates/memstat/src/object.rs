@@ -94,7 +94,11 @@ impl Object {
         match (best, failure) {
             (Some((_, object)), _) => Ok(object),
             (None, Some(e)) => Err(e),
-            (None, None) => Err(Error::NotUnder { pid, name: process::process_name(pid) }),
+            (None, None) => {
+                let name = process::process_name(pid);
+                let library = maps.iter().any(Mapping::is_library);
+                Err(if library { Error::NoObject { pid, name } } else { Error::NotUnder { pid, name } })
+            }
         }
     }
 

@@ -48,6 +48,11 @@ impl Mapping {
         Some(Self { range, shared, inode, path, deleted, rss_bytes: 0 })
     }
 
+    /// Is this the preload library, under any of its names?
+    pub(crate) fn is_library(&self) -> bool {
+        self.path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libkernmalloc"))
+    }
+
     /// Might this be a statistics object? By name only; the magic word decides.
     pub(crate) fn is_candidate(&self) -> bool {
         if !self.shared || self.inode == 0 {
