@@ -81,6 +81,16 @@ impl Case {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Killed as a whole when it hangs.
         command.process_group(0);
+        // A shell starts what it puts in the background with these ignored, and programs inherit that.
+        // SAFETY: signal(2) is safe between fork and exec, and takes no memory.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         command
     }
 
