@@ -242,6 +242,10 @@ fn netbsd_pools(out: &mut String, zones: &[Zone], wide: bool) {
     );
     let (mut used_bytes, mut total_bytes) = (0u64, 0u64);
     for zone in zones.iter().filter(|zone| zone.allocs != 0) {
+        // A run of pages is a page of its own kind, as long as it is an item.
+        let run = zone.flags & abi::zone_flag::RUN != 0;
+        let pages = if run { zone.used().saturating_add(zone.free()) } else { zone.slabs };
+        let requested = zone.slabs_imported.max(pages);
         let mut words = Words { out, overflow: 0 };
         words.put(pick(16, 11), true, &zone.name);
         words.number(pick(6, 5), zone.item_bytes);
@@ -252,13 +256,13 @@ fn netbsd_pools(out: &mut String, zones: &[Zone], wide: bool) {
             words.number(7, zone.used());
             words.number(6, zone.free());
         }
-        words.number(pick(7, 6), zone.slabs_imported);
-        words.number(pick(7, 6), zone.slabs_imported.saturating_sub(zone.slabs));
-        words.number(6, zone.slabs);
+        words.number(pick(7, 6), requested);
+        words.number(pick(7, 6), requested - pages);
+        words.number(6, pages);
         if wide {
             words.number(7, zone.slab_bytes);
         }
-        words.number(6, zone.slabs_high_water);
+        words.number(6, zone.slabs_high_water.max(pages));
         words.number(6, 0);
         match zone.limit {
             0 => words.put(6, false, "inf"),
@@ -266,7 +270,7 @@ fn netbsd_pools(out: &mut String, zones: &[Zone], wide: bool) {
         }
         words.number(5, zone.slabs_idle);
         let zone_used = zone.used().saturating_mul(zone.item_bytes);
-        let zone_total = zone.slabs.saturating_mul(zone.slab_bytes);
+        let zone_total = pages.saturating_mul(zone.slab_bytes);
         if wide {
             words.put(6, false, &format!("0x{:03x}", zone.flags));
             match zone_total {

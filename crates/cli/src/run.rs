@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,8 +64,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
 fn prepended(library: OsString, existing: Option<OsString>) -> OsString {
     let mut list = library;
     if let Some(existing) = existing.filter(|existing| !existing.is_empty()) {
-        list.push(":");
-        list.push(existing);
+        // Under another `run` it is there already; the loader would not mind, but the list would grow with each.
+        let ours = list.clone();
+        let others = existing.as_bytes().split(|b| b" :".contains(b));
+        let others = others.filter(|&other| !other.is_empty() && other != ours.as_bytes());
+        for other in others {
+            list.push(":");
+            list.push(OsStr::from_bytes(other));
+        }
     }
     list
 }
@@ -103,7 +110,9 @@ struct Directory {
 impl Directory {
     fn new() -> Result<Self> {
         let mut failures = Vec::new();
-        for parent in Self::parents() {
+        // A file system too small for the objects is better than none.
+        let (roomy, tight): (Vec<_>, Vec<_>) = Self::parents().into_iter().partition(|parent| has_room(parent));
+        for parent in roomy.into_iter().chain(tight) {
             match Self::within(&parent) {
                 Ok(path) => return Ok(Self { path }),
                 Err(e) => failures.push(format!("{}: {e}", parent.display())),
@@ -145,16 +154,25 @@ pub(crate) fn directory_parents() -> Vec<PathBuf> {
     Directory::parents()
 }
 
+/// Where less than 64 MiB are free the library puts its object elsewhere, out of our reach: a file system that runs full would
+/// end the program. Containers' `/dev/shm` often is that small. Twice as much leaves some for a family.
+const ROOM_BYTES: u64 = 128 << 20;
+
+fn has_room(path: &Path) -> bool {
+    statfs(path).is_some_and(|stat| stat.f_bavail.saturating_mul(stat.f_bsize as u64) >= ROOM_BYTES)
+}
+
 fn is_tmpfs(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    statfs(path).is_some_and(|stat| stat.f_type == libc::TMPFS_MAGIC)
+}
+
+fn statfs(path: &Path) -> Option<libc::statfs> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: a NUL-terminated path, and room for the answer, which is valid when all zero too.
-    let stat = unsafe {
-        libc::statfs(path.as_ptr(), stat.as_mut_ptr());
-        stat.assume_init()
-    };
-    stat.f_type == libc::TMPFS_MAGIC
+    // SAFETY: a NUL-terminated path and room for the answer.
+    let done = unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } == 0;
+    // SAFETY: all zero is a valid answer, and so is what the call wrote.
+    done.then(|| unsafe { stat.assume_init() })
 }
 
 fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
