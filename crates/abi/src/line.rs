@@ -22,8 +22,8 @@ pub struct TypeLine {
     /// Greatest `bytes_allocated - bytes_freed` of this line since the slot last compared with its peers.
     /// A difference of wrapping counters: read as `i64`.
     pub peak_bytes: AtomicU64,
-    /// `bytes_allocated - bytes_freed` when the slot last compared.
-    pub compared_bytes: AtomicU64,
+    /// Below this difference the slot compares again (see `kern`'s `stats`).
+    pub floor_bytes: AtomicU64,
 }
 #[cfg(not(loom))]
 const _: () = assert!(core::mem::size_of::<TypeLine>() == 64);
@@ -42,11 +42,11 @@ impl TypeLine {
     ///
     /// Only inside the critical section of the line's slot.
     #[inline(always)]
-    pub fn count_alloc(&self, served_bytes: u64, requested_bytes: u64, size_bit: u32) -> i64 {
+    pub fn count_alloc(&self, served_bytes: u64, requested_bytes: u64, size_mask: u64) -> i64 {
         add(&self.allocs, 1, Ordering::Relaxed);
         add(&self.bytes_requested, requested_bytes, Ordering::Relaxed);
         let mask = self.size_mask.load(Ordering::Relaxed);
-        self.size_mask.store(mask | (1 << size_bit), Ordering::Relaxed);
+        self.size_mask.store(mask | size_mask, Ordering::Relaxed);
         let allocated = add(&self.bytes_allocated, served_bytes, Ordering::Relaxed);
         allocated.wrapping_sub(self.bytes_freed.load(Ordering::Relaxed)) as i64
     }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_block_freed_in_another_slot_cancels_in_the_sum() {
         let lines = [TypeLine::default(), TypeLine::default()];
-        assert_eq!(lines[0].count_alloc(48, 40, 2), 48);
+        assert_eq!(lines[0].count_alloc(48, 40, 1 << 2), 48);
         assert_eq!(lines[1].count_free(48), -48);
         let sum = TypeTotals::read(lines.iter());
         assert_eq!((sum.in_use(), sum.bytes_in_use(), sum.allocs, sum.bytes_requested), (0, 0, 1, 40));

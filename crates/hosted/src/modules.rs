@@ -55,7 +55,13 @@ const MAX_MODULES: usize = 2 * MAX_LIBS;
 
 impl Modules {
     pub(crate) const fn new() -> Self {
-        Self { table: core::ptr::null_mut(), count: 0, pool: core::ptr::null_mut(), pool_used: 0, buffer: core::ptr::null_mut() }
+        Self {
+            table: core::ptr::null_mut(),
+            count: 0,
+            pool: core::ptr::null_mut(),
+            pool_used: 0,
+            buffer: core::ptr::null_mut(),
+        }
     }
 
     fn ensure_memory(&mut self) -> Option<()> {
@@ -82,7 +88,9 @@ impl Modules {
     /// Index of the module whose code contains `addr`.
     pub(crate) fn find(&mut self, addr: usize) -> Option<usize> {
         self.ensure_memory()?;
-        let known = |this: &mut Self| this.all().iter().position(|module| module.live && addr >= module.start && addr < module.end);
+        let known = |this: &mut Self| {
+            this.all().iter().position(|module| module.live && addr >= module.start && addr < module.end)
+        };
         known(self).or_else(|| {
             self.refresh();
             known(self)
@@ -299,7 +307,10 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     let permissions = fields.next()?;
     let offset = hex(fields.next()?)?;
     fields.next()?;
-    let inode = fields.next()?.iter().try_fold(0u64, |sum, &digit| sum.checked_mul(10)?.checked_add(digit.checked_sub(b'0')?.into()))?;
+    let inode = fields
+        .next()?
+        .iter()
+        .try_fold(0u64, |sum, &digit| sum.checked_mul(10)?.checked_add(digit.checked_sub(b'0')?.into()))?;
     let rest = fields.next().unwrap_or(b"");
     let path = &rest[rest.iter().position(|&byte| byte != b' ').unwrap_or(rest.len())..];
     Some(Line {
@@ -318,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_line_of_maps() {
-        let line = parse(b"7f10a000-7f10b000 r-xp 00001000 08:01 1234                       /usr/lib/lib x.so").unwrap();
+        let line =
+            parse(b"7f10a000-7f10b000 r-xp 00001000 08:01 1234                       /usr/lib/lib x.so").unwrap();
         assert_eq!((line.start, line.end, line.executable), (0x7f10_a000, 0x7f10_b000, true));
         assert_eq!((line.offset, line.inode, line.path), (0x1000, 1234, &b"/usr/lib/lib x.so"[..]));
         let line = parse(b"7f10a000-7f10b000 rw-p 00000000 00:00 0 ").unwrap();

@@ -245,5 +245,5 @@ impl Copy {
 fn replace_by_private(base: usize, bytes: usize) -> bool {
     // SAFETY: 1. this process's view of the parent's object.
     unsafe { sys::unmap(base, bytes) };
-    sys::map_at(base, bytes)
+    sys::map_at(base, bytes) == sys::Mapped::Here
 }

@@ -83,9 +83,20 @@ unsafe impl Platform for Linux {
         sys::monotonic_ns()
     }
 
+    #[cold]
+    fn out_of_memory() {
+        const ENOMEM: i32 = 12;
+        // SAFETY: libc's word of this thread.
+        unsafe { *__errno_location() = ENOMEM };
+    }
+
     fn misuse(misuse: &MisuseReport) {
         report::misuse(misuse);
     }
+}
+
+unsafe extern "C" {
+    fn __errno_location() -> *mut i32;
 }
 
 fn publish() {

@@ -2,13 +2,14 @@
 //!
 //! The ranges are *claimed, not reserved*: nothing is mapped ahead of use but a growth step, since address space that is
 //! reserved counts against `ulimit -v` as if it were used. They lie where no other mapping is put (far below the mmap
-//! area, far above the program); should one be there all the same, the heap starts behind it or ends before it.
+//! area, far above the program). Where one is there all the same (some programs map at random addresses), the heap goes on
+//! behind it.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use platform::Extent;
 
-use crate::sys;
+use crate::sys::{self, Mapped};
 
 const TIB: usize = 1 << 40;
 const GIB: usize = 1 << 30;
@@ -40,19 +41,22 @@ impl Region {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Maps the next `bytes`, rounded up to the step. One caller at a time.
-    fn extend(&self, bytes: usize) -> Option<Extent> {
-        let bytes = bytes.checked_next_multiple_of(self.step)?;
+    /// Maps the next `bytes`, rounded up to the step, at or `skip` bytes behind the end. One caller at a time.
+    fn extend(&self, bytes: usize, skip: usize) -> Result<Extent, Mapped> {
+        let bytes = bytes.checked_next_multiple_of(self.step).ok_or(Mapped::Refused)?;
         let used = self.used.load(Ordering::Relaxed);
-        if bytes > self.limit.load(Ordering::Relaxed) - used {
-            return None;
+        let room = self.limit.load(Ordering::Relaxed) - used;
+        if skip > room || bytes > room - skip {
+            return Err(Mapped::Refused);
         }
-        let addr = self.base.load(Ordering::Relaxed) + used;
-        if !sys::map_at(addr, bytes) {
-            return None;
+        let addr = self.base.load(Ordering::Relaxed) + used + skip;
+        match sys::map_at(addr, bytes) {
+            Mapped::Here => {
+                self.used.store(used + skip + bytes, Ordering::Relaxed);
+                Ok(Extent { addr, bytes })
+            }
+            other => Err(other),
         }
-        self.used.store(used + bytes, Ordering::Relaxed);
-        Some(Extent { addr, bytes })
     }
 }
 
@@ -85,18 +89,35 @@ pub(crate) fn used() -> [usize; 3] {
 
 /// See [`platform::Platform::extend_heap`]. One caller at a time (the page lock's holder).
 pub(crate) fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {
-    let try_extend = |bytes: usize| {
-        let words = HEAP.used.load(Ordering::Relaxed).checked_add(bytes)?.checked_next_multiple_of(4096)? / 512;
+    extend_heap_by(want_bytes.max(min_bytes)).or_else(|| extend_heap_by(min_bytes))
+}
+
+fn extend_heap_by(bytes: usize) -> Option<Extent> {
+    let mut skip = 0;
+    loop {
+        let end = HEAP.used.load(Ordering::Relaxed).checked_add(skip)?.checked_add(bytes)?;
+        let words = end.checked_next_multiple_of(4096)? / 512;
         let mapped = TABLE.used.load(Ordering::Relaxed);
         if words > mapped {
-            TABLE.extend(words - mapped)?;
+            TABLE.extend(words - mapped, 0).ok()?;
         }
-        HEAP.extend(bytes)
-    };
-    try_extend(want_bytes.max(min_bytes)).or_else(|| try_extend(min_bytes))
+        match HEAP.extend(bytes, skip) {
+            Ok(extent) => return Some(extent),
+            // Somebody else's mapping: twice as far, until its end is behind us.
+            Err(Mapped::Occupied) => skip = (2 * skip).max(1 << 20),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// See [`platform::Platform::extend_meta`]. One caller at a time (the record lock's holder).
 pub(crate) fn extend_meta(min_bytes: usize) -> Option<Extent> {
-    META.extend(min_bytes)
+    let mut skip = 0;
+    loop {
+        match META.extend(min_bytes, skip) {
+            Ok(extent) => return Some(extent),
+            Err(Mapped::Occupied) => skip = (2 * skip).max(1 << 20),
+            Err(_) => return None,
+        }
+    }
 }

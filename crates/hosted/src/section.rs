@@ -173,7 +173,7 @@ unsafe fn attempt(base: usize) -> usize {
             "2: mov {slot:e}, dword ptr fs:[{area}]", // which CPU
             "cmp {slot:e}, dword ptr [rip + {hot}]",
             "jae 5f",
-            "imul {slot}, {slot}, {stride}",
+            "shl {slot}, {shift}",
             "add {slot}, {base}",
             "cmp dword ptr [{slot}], 0",
             "jne 5f",
@@ -187,7 +187,7 @@ unsafe fn attempt(base: usize) -> usize {
             slot = out(reg) slot,
             base = in(reg) base,
             hot = sym HOT,
-            stride = const kern::SLOT_STRIDE_BYTES,
+            shift = const kern::SLOT_STRIDE_BYTES.trailing_zeros(),
             options(nostack)
         );
     }

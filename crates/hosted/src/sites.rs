@@ -60,13 +60,8 @@ struct Sites {
 // SAFETY: behind the lock.
 unsafe impl Send for Sites {}
 
-static SITES: Lock<FutexLock, Sites> = Lock::new(Sites {
-    modules: Modules::new(),
-    table: core::ptr::null_mut(),
-    capacity: 0,
-    used: 0,
-    rules: 0,
-});
+static SITES: Lock<FutexLock, Sites> =
+    Lock::new(Sites { modules: Modules::new(), table: core::ptr::null_mut(), capacity: 0, used: 0, rules: 0 });
 /// Thread that holds the lock while it reads unwind tables, for a fault there to be told apart.
 static MODE: AtomicU32 = AtomicU32::new(u32::MAX);
 
@@ -74,15 +69,24 @@ const fn slot_of(address: usize, bits: u32) -> usize {
     ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as usize
 }
 
+/// The type to credit for a call that returns to `ret`, when the cache knows it and it is no wrapper's.
+#[inline(always)]
+#[must_use]
+pub fn cached_type(ret: usize) -> Option<TypeId> {
+    let word = CACHE[slot_of(ret, CACHE_BITS)].load(Ordering::Relaxed);
+    // The address cancels; what is left is the id, below RULE for a type.
+    let id = word ^ (ret as u64) << 16;
+    if id < u64::from(RULE) { Some(TypeId::from_tag(id as u16)) } else { None }
+}
+
 /// The type to credit for a call.
 #[inline(always)]
+#[must_use]
 pub fn type_of(call: Call) -> TypeId {
-    let first = slot_of(call.ret, CACHE_BITS);
-    let word = CACHE[first].load(Ordering::Relaxed);
-    if word >> 16 == call.ret as u64 && word & u64::from(RULE) == 0 {
-        return TypeId::from_tag(word as u16);
+    match cached_type(call.ret) {
+        Some(id) => id,
+        None => type_of_slow(call),
     }
-    type_of_slow(call)
 }
 
 fn cached(ret: usize) -> Option<u16> {

@@ -109,18 +109,32 @@ const MAP_FIXED: usize = 0x10;
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 
+/// What came of asking for pages at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapped {
+    Here,
+    /// Something else is mapped there.
+    Occupied,
+    /// There is no memory, or a limit is reached.
+    Refused,
+}
+
 /// Maps fresh zero pages at exactly `addr`, where nothing may be mapped yet.
-pub(crate) fn map_at(addr: usize, bytes: usize) -> bool {
+pub(crate) fn map_at(addr: usize, bytes: usize) -> Mapped {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: 1. replaces nothing.
     let got = unsafe { call!(MMAP, addr, bytes, PROT_READ_WRITE, flags, usize::MAX, 0usize) };
-    if got >= 0 && got as usize != addr {
-        // A kernel before 4.17 takes the address for a hint.
-        // SAFETY: 1. what the call above mapped.
-        unsafe { call!(MUNMAP, got, bytes) };
-        return false;
+    match got {
+        EEXIST => Mapped::Occupied,
+        ..0 => Mapped::Refused,
+        _ if got as usize == addr => Mapped::Here,
+        _ => {
+            // A kernel before 4.17 takes the address for a hint.
+            // SAFETY: 1. what the call above mapped.
+            unsafe { call!(MUNMAP, got, bytes) };
+            Mapped::Occupied
+        }
     }
-    got >= 0
 }
 
 /// Maps fresh zero pages anywhere.

@@ -27,11 +27,8 @@ static ATTRIBUTION: Tunable = Tunable {
     ],
     value: AtomicU32::new(abi::attribution::SITE),
 };
-static ON_MISUSE: Tunable = Tunable {
-    name: b"kern.malloc.on_misuse",
-    words: &[(b"abort", 0), (b"report", 1)],
-    value: AtomicU32::new(0),
-};
+static ON_MISUSE: Tunable =
+    Tunable { name: b"kern.malloc.on_misuse", words: &[(b"abort", 0), (b"report", 1)], value: AtomicU32::new(0) };
 static RSEQ: Tunable = Tunable { name: b"kern.malloc.rseq", words: SWITCH, value: AtomicU32::new(1) };
 static STRICT: Tunable = Tunable { name: b"kern.malloc.strict", words: SWITCH, value: AtomicU32::new(0) };
 

@@ -44,7 +44,10 @@ pub(crate) struct Pages<P: Platform> {
     base: usize,
     /// Words of the pages from `base` on.
     table: *const AtomicU64,
+    /// From the base to the end of the last extent.
     heap_bytes: usize,
+    /// Of these, bytes between extents that are somebody else's.
+    hole_bytes: usize,
     counts: PageCounts,
     platform: PhantomData<P>,
 }
@@ -61,6 +64,7 @@ impl<P: Platform> Pages<P> {
             base: 0,
             table: core::ptr::null(),
             heap_bytes: 0,
+            hole_bytes: 0,
             counts: PageCounts { free_dirty: 0, free_clean: 0, out: 0 },
             platform: PhantomData,
         }
@@ -138,9 +142,14 @@ impl<P: Platform> Pages<P> {
         let extent = P::extend_heap(min_bytes, want)?;
         self.provide_tags(meta)?;
         let joined = extent.addr == self.base + self.heap_bytes && self.heap_bytes > 0;
+        self.hole_bytes += extent.addr - (self.base + self.heap_bytes);
         self.heap_bytes = extent.addr + extent.bytes - self.base;
         self.counts.free_clean += (extent.bytes >> P::PAGE_SHIFT) as u64;
-        let added = if joined { self.arena.extend_span(extent.addr, extent.bytes) } else { self.arena.add(extent.addr, extent.bytes) };
+        let added = if joined {
+            self.arena.extend_span(extent.addr, extent.bytes)
+        } else {
+            self.arena.add(extent.addr, extent.bytes)
+        };
         debug_assert!(added.is_ok());
         added.ok()
     }
@@ -204,7 +213,13 @@ impl<P: Platform> Pages<P> {
     }
 
     /// Gives the tail of a run back.
-    pub(crate) fn shrink_in_place(&mut self, meta: &Lock<P::Lock, Meta<P>>, addr: usize, old: usize, new: usize) -> bool {
+    pub(crate) fn shrink_in_place(
+        &mut self,
+        meta: &Lock<P::Lock, Meta<P>>,
+        addr: usize,
+        old: usize,
+        new: usize,
+    ) -> bool {
         if self.provide_tags(meta).is_none() || self.arena.shrink_in_place(addr, old, new).is_err() {
             return false;
         }
@@ -290,10 +305,9 @@ impl<P: Platform> Pages<P> {
             return Err("the counts of free pages are wrong");
         }
         let total = self.counts.free_dirty + self.counts.free_clean + self.counts.out;
-        if total != (self.heap_bytes >> P::PAGE_SHIFT) as u64 {
+        if total != ((self.heap_bytes - self.hole_bytes) >> P::PAGE_SHIFT) as u64 {
             return Err("pages are missing from the heap");
         }
         Ok(())
     }
 }
-

@@ -14,6 +14,9 @@ use crate::class::{CLASSES, RECIPROCAL_SHIFT, SLAB_CLASSES, SlabLayout, class_by
 /// Set in an item's tag while the item is free (in its slab or in any cache).
 pub(crate) const TAG_FREE: u16 = 0x8000;
 
+/// Tag of an item that was never handed out.
+pub(crate) const TAG_NEVER: u16 = 0xffff;
+
 /// Descriptor of a slab; the bitmap follows it, then the tags.
 #[repr(C, align(64))]
 pub(crate) struct Slab {
@@ -34,8 +37,8 @@ pub(crate) struct Slab {
 }
 const _: () = assert!(size_of::<Slab>() == crate::class::DESCRIPTOR_BYTES);
 
-/// What the fast paths know of a class, two to a cache line.
-#[repr(C)]
+/// What the fast paths know of a class, one to a cache line.
+#[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub(crate) struct ClassInfo {
     /// See [`reciprocal`].
@@ -50,14 +53,23 @@ pub(crate) struct ClassInfo {
     pub(crate) tags_offset: u32,
     /// Items per slab.
     pub(crate) items: u32,
+    reserved: u32,
     /// Bit in a type's size mask.
-    pub(crate) size_bit: u32,
+    pub(crate) size_mask: u64,
 }
 
 /// By class; the run classes have only bytes and bit.
 pub(crate) static CLASS_INFO: [ClassInfo; CLASSES] = {
-    let zero =
-        ClassInfo { reciprocal: 0, bytes: 0, slab_mask: 0, first_offset: 0, tags_offset: 0, items: 0, size_bit: 0 };
+    let zero = ClassInfo {
+        reciprocal: 0,
+        bytes: 0,
+        slab_mask: 0,
+        first_offset: 0,
+        tags_offset: 0,
+        items: 0,
+        reserved: 0,
+        size_mask: 0,
+    };
     let mut out = [zero; CLASSES];
     let mut class = 0;
     while class < CLASSES {
@@ -70,9 +82,9 @@ pub(crate) static CLASS_INFO: [ClassInfo; CLASSES] = {
             out[class].first_offset = layout.first_offset as u32;
             out[class].tags_offset = layout.tags_offset as u32;
             out[class].items = layout.items as u32;
-            out[class].size_bit = class as u32;
+            out[class].size_mask = 1 << class;
         } else {
-            out[class].size_bit = abi::large_bit(bytes as u64);
+            out[class].size_mask = 1 << abi::large_bit(bytes as u64);
         }
         class += 1;
     }
@@ -80,6 +92,17 @@ pub(crate) static CLASS_INFO: [ClassInfo; CLASSES] = {
 };
 
 impl ClassInfo {
+    /// The facts of a class that came from a page's word or from [`crate::class::class_of`], without a check.
+    ///
+    /// # Safety
+    /// 1. `class` is below [`CLASSES`].
+    #[inline(always)]
+    pub(crate) unsafe fn of(class: usize) -> &'static Self {
+        debug_assert!(class < CLASSES);
+        // SAFETY: 1.
+        unsafe { CLASS_INFO.get_unchecked(class) }
+    }
+
     /// Index of the item that contains `addr`, an address in a slab of this class, and the offset in it. An address in the
     /// header or the tail gives an index of at least `items` or an offset that is not zero.
     #[inline(always)]
@@ -168,7 +191,7 @@ impl Keg {
             }
             let tags = descriptor.as_ptr().add(layout.tags_offset).cast::<u16>();
             for index in 0..layout.items {
-                *tags.add(index) = TAG_FREE;
+                *tags.add(index) = TAG_NEVER;
             }
             Self::push(&mut self.empty, slab);
         }

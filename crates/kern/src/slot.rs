@@ -8,7 +8,7 @@ use crate::stats::TypeId;
 /// The word of the platform, where this slot's counters are, and a cache per class.
 ///
 /// All fields but `lock` are touched only by the holder of the section.
-#[repr(C, align(64))]
+#[repr(C, align(8192))]
 pub(crate) struct Slot {
     /// The platform's: zero while nobody holds the slot.
     lock: u32,
@@ -19,12 +19,24 @@ pub(crate) struct Slot {
     pub(crate) caches: [CpuCache; CLASSES],
 }
 
-/// From one slot to the next. The platform's restartable sequence multiplies by it.
+/// From one slot to the next: a power of two, so that the platform's restartable sequence finds a slot by a shift.
 pub const SLOT_STRIDE_BYTES: usize = size_of::<Slot>();
+const _: () = assert!(SLOT_STRIDE_BYTES.is_power_of_two());
 /// Offset of the caches in a slot, for readers.
 pub(crate) const CACHES_OFFSET: usize = core::mem::offset_of!(Slot, caches);
 
 impl Slot {
+    /// This slot's cache of a class.
+    ///
+    /// # Safety
+    /// 1. `class` is below [`CLASSES`].
+    #[inline(always)]
+    pub(crate) unsafe fn cache(&mut self, class: usize) -> *mut CpuCache {
+        debug_assert!(class < CLASSES);
+        // SAFETY: 1.
+        unsafe { self.caches.as_mut_ptr().add(class) }
+    }
+
     /// This slot's line of a type.
     ///
     /// # Safety

@@ -29,8 +29,8 @@ impl TypeId {
     pub const OVERFLOW: Self = Self(1);
     /// Types that exist from the start.
     pub const BUILT_IN: usize = 2;
-    /// Most types there can be: an item's tag has 15 bits for them.
-    pub const MAX: usize = 1 << 15;
+    /// Most types there can be: an item's tag has 15 bits for them, and the greatest value says that there is none.
+    pub const MAX: usize = (1 << 15) - 1;
 
     /// The type with this index.
     ///
@@ -208,33 +208,50 @@ impl Stats {
         }
         let now = own.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(own.bytes_freed.load(Ordering::Relaxed));
         own.peak_bytes.store(now, Ordering::Relaxed);
-        own.compared_bytes.store(now, Ordering::Relaxed);
+        own.floor_bytes.store(now.wrapping_sub(COMPARE_BYTES as u64), Ordering::Relaxed);
     }
 
-    /// Counts one block out of a line, in its slot's section.
-    ///
-    /// Two branches: a new peak, a move by [`COMPARE_BYTES`].
+    /// Counts one block out of a line, in its slot's section. One branch; true when the line has a new peak, which the
+    /// caller then gives to [`new_peak`](Self::new_peak) before it leaves.
     #[inline(always)]
-    pub(crate) fn count_alloc(&self, id: TypeId, line: &TypeLine, served: usize, requested: usize, size_bit: u32) {
-        let now = line.count_alloc(served as u64, requested as u64, size_bit);
-        if now > line.peak_bytes.load(Ordering::Relaxed) as i64 {
-            line.peak_bytes.store(now as u64, Ordering::Relaxed);
-        }
-        self.compare_if_moved(id, line, now);
+    pub(crate) fn count_alloc(line: &TypeLine, served: usize, requested: usize, size_mask: u64) -> bool {
+        line.count_alloc(served as u64, requested as u64, size_mask) > line.peak_bytes.load(Ordering::Relaxed) as i64
     }
 
-    /// Counts one block back into a line, in its slot's section. One branch.
-    #[inline(always)]
-    pub(crate) fn count_free(&self, id: TypeId, line: &TypeLine, served: usize) {
-        let now = line.count_free(served as u64);
-        self.compare_if_moved(id, line, now);
-    }
-
-    #[inline(always)]
-    fn compare_if_moved(&self, id: TypeId, line: &TypeLine, now: i64) {
-        let moved = now.wrapping_sub(line.compared_bytes.load(Ordering::Relaxed) as i64);
-        if moved.wrapping_add(COMPARE_BYTES) as u64 > 2 * COMPARE_BYTES as u64 {
+    /// Remembers a peak, and compares when the line has risen far enough.
+    pub(crate) fn new_peak(&self, id: TypeId, line: &TypeLine) {
+        let now = line.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(line.bytes_freed.load(Ordering::Relaxed));
+        line.peak_bytes.store(now, Ordering::Relaxed);
+        if now.wrapping_sub(line.floor_bytes.load(Ordering::Relaxed)) as i64 > 2 * COMPARE_BYTES {
             self.compare(id, line);
+        }
+    }
+
+    /// Counts one block back into a line, in its slot's section. One branch; true when the line has fallen so far that it
+    /// must [`compare`](Self::compare) before the caller leaves.
+    #[inline(always)]
+    pub(crate) fn count_free(line: &TypeLine, served: usize) -> bool {
+        line.count_free(served as u64) < line.floor_bytes.load(Ordering::Relaxed) as i64
+    }
+
+    /// The whole of a count, for those who are in no hurry.
+    pub(crate) fn count_free_slow(&self, id: TypeId, line: &TypeLine, served: usize) {
+        if Self::count_free(line, served) {
+            self.compare(id, line);
+        }
+    }
+
+    /// The whole of a count, for those who are in no hurry.
+    pub(crate) fn count_alloc_slow(
+        &self,
+        id: TypeId,
+        line: &TypeLine,
+        served: usize,
+        requested: usize,
+        size_mask: u64,
+    ) {
+        if Self::count_alloc(line, served, requested, size_mask) {
+            self.new_peak(id, line);
         }
     }
 
@@ -274,7 +291,7 @@ impl Stats {
                 (*record).slab_bytes = if info.slab_mask == 0 { info.bytes } else { info.slab_mask + 1 };
                 (*record).items_per_slab = info.items.max(1);
                 (*record).header_bytes = info.first_offset;
-                (*record).size_bit = info.size_bit;
+                (*record).size_bit = info.size_mask.trailing_zeros();
                 (*record).flags = abi::zone_flag::MALLOC
                     | if info.items == 0 { abi::zone_flag::RUN } else { 0 }
                     | if info.items > 0 && info.first_offset == 0 { abi::zone_flag::OFFPAGE } else { 0 };

@@ -173,6 +173,9 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// Monotonic time, nanoseconds.
     fn now_ns() -> u64;
 
+    /// A request is about to fail for want of memory (a process sets `errno`).
+    fn out_of_memory() {}
+
     /// Reports a misuse. Returns if the program is to go on, in which case the call that misused has no effect.
     fn misuse(report: &MisuseReport);
 }

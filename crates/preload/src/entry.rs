@@ -40,4 +40,41 @@ macro_rules! with_return {
     )*};
 }
 
-pub(crate) use {with_call, with_return};
+/// `operator new`: as [`with_call`], but a null comes back here, with nothing of ours on the stack, and the request goes on
+/// to the C++ library's own function of that name. That calls the new handler, asks us again and throws: an exception must
+/// not pass a frame of this library, which has no landing pads.
+macro_rules! with_retry {
+    ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) => $to:path, $stack:literal, $frame:literal;)*) => {$(
+        $(#[$doc])*
+        #[cfg_attr(panic = "abort", unsafe(no_mangle))]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> *mut u8 {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::naked_asm!(
+                "push rdi",
+                "push rsi",
+                "push rdx",
+                concat!("lea ", $stack, ", [rsp + 24]"),
+                concat!("mov ", $frame, ", rbp"),
+                "call {to}",
+                "test rax, rax",
+                "je 2f",
+                "add rsp, 24",
+                "ret",
+                "2: lea rdi, [rip + 3f]",
+                "call {next}",
+                "pop rdx",
+                "pop rsi",
+                "pop rdi",
+                "jmp rax",
+                concat!("3: .asciz \"", stringify!($name), "\""),
+                to = sym $to,
+                next = sym $crate::life::next_function,
+            );
+            #[cfg(target_arch = "aarch64")]
+            core::arch::naked_asm!("b {to}", to = sym $to);
+        }
+    )*};
+}
+
+pub(crate) use {with_call, with_retry, with_return};

@@ -43,14 +43,6 @@ impl Stack {
     }
 }
 
-#[inline(always)]
-fn or_enomem(block: *mut u8) -> *mut u8 {
-    if block.is_null() {
-        set_errno(ENOMEM);
-    }
-    block
-}
-
 with_call! {
     /// malloc(3).
     malloc(bytes: usize) -> *mut u8 => malloc_at, "rsi", "rdx";
@@ -89,21 +81,22 @@ with_return! {
 /// 1. `stack` was handed on by an exported name.
 #[inline(never)]
 pub unsafe extern "C" fn malloc_at(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
-    // SAFETY: 1.
-    let id = unsafe { stack.credit(frame) };
-    let block = SYSTEM.alloc(bytes, id);
-    if block.is_null() {
-        return failed();
+    // SAFETY: 1.: the return address is on the stack.
+    match hosted::cached_type(unsafe { *stack.0 }) {
+        Some(id) => SYSTEM.alloc(bytes, id),
+        // SAFETY: 1.
+        None => unsafe { malloc_slow(bytes, stack, frame) },
     }
-    block
 }
 
-/// Out of the fast path: `errno`, and null.
-#[cold]
+/// The cache does not know the call, or knows it for a wrapper's.
+///
+/// # Safety
+/// 1. As for [`malloc_at`].
 #[inline(never)]
-fn failed() -> *mut u8 {
-    set_errno(ENOMEM);
-    null_mut()
+unsafe fn malloc_slow(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
+    // SAFETY: 1.
+    SYSTEM.alloc(bytes, unsafe { stack.credit(frame) })
 }
 
 /// calloc(3), with the place of the call.
@@ -114,8 +107,8 @@ pub unsafe extern "C" fn calloc_at(count: usize, bytes: usize, stack: Stack, fra
     // SAFETY: 1.
     let id = unsafe { stack.credit(frame) };
     match count.checked_mul(bytes) {
-        Some(total) => or_enomem(SYSTEM.alloc_zeroed(total, id)),
-        None => or_enomem(SYSTEM.alloc(usize::MAX, id)),
+        Some(total) => SYSTEM.alloc_zeroed(total, id),
+        None => SYSTEM.alloc(usize::MAX, id),
     }
 }
 
@@ -148,13 +141,13 @@ pub unsafe extern "C" fn realloc_at(block: *mut u8, bytes: usize, stack: Stack, 
     unsafe {
         let call = stack.call(frame);
         if block.is_null() {
-            return or_enomem(SYSTEM.alloc(bytes, type_of(call)));
+            return SYSTEM.alloc(bytes, type_of(call));
         }
         if bytes == 0 {
             SYSTEM.free(block, call.ret);
             return null_mut();
         }
-        or_enomem(SYSTEM.realloc(block, bytes, type_of(call), call.ret))
+        SYSTEM.realloc(block, bytes, type_of(call), call.ret)
     }
 }
 
@@ -173,7 +166,7 @@ pub unsafe extern "C" fn reallocarray_at(
         // SAFETY: 1.
         Some(total) => unsafe { realloc_at(block, total, stack, frame) },
         // SAFETY: 1.
-        None => unsafe { or_enomem(SYSTEM.alloc(usize::MAX, stack.credit(frame))) },
+        None => unsafe { SYSTEM.alloc(usize::MAX, stack.credit(frame)) },
     }
 }
 
@@ -187,7 +180,7 @@ pub unsafe extern "C" fn memalign_at(align: usize, bytes: usize, stack: Stack, f
         return null_mut();
     };
     // SAFETY: 1.
-    or_enomem(SYSTEM.alloc_aligned(bytes, align, unsafe { stack.credit(frame) }))
+    SYSTEM.alloc_aligned(bytes, align, unsafe { stack.credit(frame) })
 }
 
 /// aligned_alloc(3), with the place of the call; as lenient as glibc of before 2.38.
@@ -213,9 +206,12 @@ pub unsafe extern "C" fn posix_memalign_at(
     if !align.is_power_of_two() || !align.is_multiple_of(size_of::<usize>()) {
         return EINVAL;
     }
+    // SAFETY: libc's word of this thread.
+    let errno = unsafe { *__errno_location() };
     // SAFETY: 1.
     let block = SYSTEM.alloc_aligned(bytes, align, unsafe { stack.credit(frame) });
     if block.is_null() {
+        set_errno(errno);
         return ENOMEM;
     }
     // SAFETY: 2.
@@ -229,7 +225,7 @@ pub unsafe extern "C" fn posix_memalign_at(
 /// 1. As for [`malloc_at`].
 pub unsafe extern "C" fn valloc_at(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     // SAFETY: 1.
-    or_enomem(SYSTEM.alloc_aligned(bytes, PAGE_BYTES, unsafe { stack.credit(frame) }))
+    SYSTEM.alloc_aligned(bytes, PAGE_BYTES, unsafe { stack.credit(frame) })
 }
 
 /// pvalloc(3), with the place of the call: whole pages.
@@ -238,11 +234,12 @@ pub unsafe extern "C" fn valloc_at(bytes: usize, stack: Stack, frame: usize) -> 
 /// 1. As for [`malloc_at`].
 pub unsafe extern "C" fn pvalloc_at(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     if bytes > MAX_REQUEST_BYTES {
-        return failed();
+        set_errno(ENOMEM);
+        return null_mut();
     }
     let bytes = bytes.max(1).next_multiple_of(PAGE_BYTES);
     // SAFETY: 1.
-    or_enomem(SYSTEM.alloc_aligned(bytes, PAGE_BYTES, unsafe { stack.credit(frame) }))
+    SYSTEM.alloc_aligned(bytes, PAGE_BYTES, unsafe { stack.credit(frame) })
 }
 
 /// malloc_usable_size(3): every byte it counts may be written. 0 for null.
@@ -250,4 +247,3 @@ pub unsafe extern "C" fn pvalloc_at(bytes: usize, stack: Stack, frame: usize) ->
 pub extern "C" fn malloc_usable_size(block: *const u8) -> usize {
     SYSTEM.usable_bytes(block)
 }
-

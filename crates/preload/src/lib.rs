@@ -17,7 +17,6 @@ pub mod family;
 pub mod info;
 pub mod life;
 
-
 /// A panic here is a fault of ours: nothing in the library panics by design. There is nobody to unwind to.
 #[cfg(all(panic = "abort", not(test)))]
 #[panic_handler]

@@ -23,26 +23,17 @@ unsafe fn symbol(handle: *const c_void, name: &[u8]) -> Option<*mut c_void> {
     (!found.is_null()).then_some(found)
 }
 
-/// The program's new handler, if a C++ library is loaded and one is set.
-pub(crate) fn new_handler() -> Option<unsafe extern "C-unwind" fn()> {
-    type Get = unsafe extern "C" fn() -> Option<unsafe extern "C-unwind" fn()>;
-    // SAFETY: `std::get_new_handler()` has that signature.
-    unsafe {
-        let get = core::mem::transmute::<*mut c_void, Get>(symbol(RTLD_DEFAULT, b"_ZSt15get_new_handlerv\0")?);
-        get()
+/// The function of this name in the libraries behind ours.
+///
+/// # Safety
+/// 1. `name` ends with a NUL.
+pub(crate) unsafe extern "C" fn next_function(name: *const u8) -> *mut c_void {
+    // SAFETY: 1.
+    let found = unsafe { dlsym(RTLD_NEXT, name) };
+    if found.is_null() {
+        die(b"kernmalloc: operator new found no memory, and there is no C++ library to throw through\n");
     }
-}
-
-/// Throws `std::bad_alloc`.
-pub(crate) fn throw_bad_alloc() -> ! {
-    type Throw = unsafe extern "C-unwind" fn() -> !;
-    // SAFETY: `std::__throw_bad_alloc()` of libstdc++ and libc++ has that signature.
-    unsafe {
-        match symbol(RTLD_DEFAULT, b"_ZSt17__throw_bad_allocv\0") {
-            Some(throw) => core::mem::transmute::<*mut c_void, Throw>(throw)(),
-            None => die(b"kernmalloc: operator new found no memory, and no C++ library to throw through\n"),
-        }
-    }
+    found
 }
 
 /// Last words on stderr, then SIGABRT.

@@ -1,0 +1,241 @@
+//! Allocation from slab classes: the fast path, and what happens when a bucket is empty.
+
+use abi::{CpuCache, Ordering, page};
+use platform::Platform;
+
+use super::MAX_REQUEST_BYTES;
+use super::System;
+use crate::bucket::BucketPtr;
+use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_of, class_of_aligned};
+use crate::slab::ClassInfo;
+use crate::slot::Slot;
+use crate::stats::{Stats, TypeId};
+
+impl<P: Platform> System<P> {
+    /// A block of `bytes`, aligned to 16 (to the page from a page on), credited to `id`; null when there is no memory.
+    /// Contents undefined. Never sleeps. malloc(9) with `M_NOWAIT`.
+    #[doc(alias = "malloc")]
+    #[inline(always)]
+    pub fn alloc(&self, bytes: usize, id: TypeId) -> *mut u8 {
+        if bytes > SLAB_MAX_BYTES {
+            return self.alloc_large(bytes, id);
+        }
+        self.alloc_class(class_of(bytes), bytes, id)
+    }
+
+    /// A block of a slab class. The fast path: no lock, three branches (slot missing, bucket empty, new peak), and whatever
+    /// is rare is a tail call, so that nothing needs a register saved.
+    #[inline(always)]
+    pub(super) fn alloc_class(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        let slot = P::enter() as *mut Slot;
+        if slot.is_null() {
+            return self.alloc_class_enter(class, requested, id);
+        }
+        // SAFETY: we hold the slot; a cache's items are `alloc_count` addresses of free blocks of its class. A cache that
+        // has items is in a slot that has its lines.
+        unsafe {
+            let info = ClassInfo::of(class);
+            let cache = (*slot).cache(class);
+            let count = (*cache).alloc_count;
+            if count == 0 {
+                return self.alloc_class_slow(slot, class, requested, id);
+            }
+            let item = *(*cache).alloc_items.add(count as usize - 1);
+            (*cache).alloc_count = count - 1;
+            (*cache).allocs += 1;
+            let line = (*slot).line(id);
+            if Stats::count_alloc(line, info.bytes as usize, requested, info.size_mask) {
+                return self.alloc_class_peak(slot, item, class, id);
+            }
+            Self::leave(slot);
+            self.tag_item(item, info, id);
+            core::hint::assert_unchecked(item != 0);
+            item as *mut u8
+        }
+    }
+
+    /// The platform has no slot for us at once: the same by the long way.
+    #[cold]
+    #[inline(never)]
+    fn alloc_class_enter(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        let slot = self.enter();
+        if slot.is_null() {
+            self.fail(id);
+            return core::ptr::null_mut();
+        }
+        // SAFETY: we hold the slot.
+        unsafe { self.alloc_class_slow(slot, class, requested, id) }
+    }
+
+    /// The block is out and counted; its line has a new peak.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot` and took `item` out of its cache. The slot is left.
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_class_peak(&self, slot: *mut Slot, item: usize, class: usize, id: TypeId) -> *mut u8 {
+        // SAFETY: 1.
+        unsafe {
+            self.stats().new_peak(id, (*slot).line(id));
+            Self::leave(slot);
+            self.tag_item(item, ClassInfo::of(class), id);
+        }
+        item as *mut u8
+    }
+
+    /// Says in the item's tag that it is live and whose it is.
+    ///
+    /// # Safety
+    /// 1. `item` is a free block of this class that the caller took out of a cache.
+    #[inline(always)]
+    pub(super) unsafe fn tag_item(&self, item: usize, info: &ClassInfo, id: TypeId) {
+        let word = self.word(item);
+        let (index, _) = info.item_of(item);
+        // SAFETY: 1.: the word of an item's page names its slab.
+        unsafe { *info.tag(page::descriptor(word), index) = id.tag() };
+    }
+
+    /// By whichever way there is: the slot's first bucket, its second, a full one from behind.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot`. The slot is left.
+    #[cold]
+    #[inline(never)]
+    pub(super) unsafe fn alloc_class_slow(
+        &self,
+        mut slot: *mut Slot,
+        class: usize,
+        requested: usize,
+        id: TypeId,
+    ) -> *mut u8 {
+        // SAFETY: 1., and below whenever `slot` is used it is held.
+        unsafe {
+            let info = ClassInfo::of(class);
+            self.prepare_slot(slot);
+            let mut cache = (*slot).cache(class);
+            let mut item = 0;
+            let mut left_over = None;
+            if (*cache).alloc_count == 0 && (*cache).free_count > 0 {
+                swap_buckets(&mut *cache);
+            } else if (*cache).alloc_count == 0 {
+                Self::leave(slot);
+                match self.full_bucket(class) {
+                    Some(mut bucket) => {
+                        let count = bucket.count();
+                        item = bucket.filled()[count - 1];
+                        bucket.set_count(count - 1);
+                        slot = self.enter();
+                        left_over = install_full(&mut *(*slot).cache(class), bucket);
+                    }
+                    None => {
+                        item = self.keg_take_one(class);
+                        if item == 0 {
+                            self.fail(id);
+                            return core::ptr::null_mut();
+                        }
+                        slot = self.enter();
+                    }
+                }
+                cache = (*slot).cache(class);
+            }
+            if item == 0 {
+                (*cache).alloc_count -= 1;
+                item = *(*cache).alloc_items.add((*cache).alloc_count as usize);
+            }
+            (*cache).allocs += 1;
+            self.stats().count_alloc_slow(id, (*slot).line(id), info.bytes as usize, requested, info.size_mask);
+            self.publish_zone(&*slot, class);
+            Self::leave(slot);
+            self.tag_item(item, info, id);
+            if let Some(bucket) = left_over {
+                self.dispose(class, bucket);
+            }
+            item as *mut u8
+        }
+    }
+
+    /// A bucket that no cache wants: to the pool when empty, else to the depot.
+    pub(super) fn dispose(&self, class: usize, bucket: BucketPtr) {
+        if bucket.count() == 0 {
+            self.pool.lock().put(bucket);
+        } else {
+            self.store_full(class, bucket);
+        }
+    }
+
+    /// A block at a multiple of `align` (a power of two). malloc_aligned(9); any alignment is served.
+    #[doc(alias = "malloc_aligned")]
+    pub fn alloc_aligned(&self, bytes: usize, align: usize, id: TypeId) -> *mut u8 {
+        debug_assert!(align.is_power_of_two());
+        if align <= MIN_ALIGN {
+            return self.alloc(bytes, id);
+        }
+        match class_of_aligned(bytes, align) {
+            Some(class) => self.alloc_class(class, bytes, id),
+            None if align <= Self::PAGE => self.alloc(bytes, id),
+            None => self.alloc_pages(bytes, align, id),
+        }
+    }
+
+    /// A block of zeros. `M_ZERO`.
+    #[doc(alias = "calloc")]
+    pub fn alloc_zeroed(&self, bytes: usize, id: TypeId) -> *mut u8 {
+        if bytes > RUN_MAX_BYTES && bytes <= MAX_REQUEST_BYTES {
+            return self.alloc_pages_zeroed(bytes, id);
+        }
+        let block = self.alloc(bytes, id);
+        if !block.is_null() {
+            // SAFETY: a fresh block of at least `bytes`.
+            unsafe { core::ptr::write_bytes(block, 0, bytes) };
+        }
+        block
+    }
+
+    /// A request failed: counted for its type and for the whole.
+    #[cold]
+    pub(super) fn fail(&self, id: TypeId) {
+        P::out_of_memory();
+        if !self.is_booted() {
+            return;
+        }
+        self.stats().type_record(id).failures.fetch_add(1, Ordering::Relaxed);
+        let header = self.stats().header();
+        header.failures.fetch_add(1, Ordering::Relaxed);
+        header.last_fail_monotonic_ns.store(P::now_ns(), Ordering::Relaxed);
+    }
+
+    /// Takes back the count of the last failure of a type: its request will be made again, by other means.
+    #[cold]
+    pub fn forgive(&self, id: TypeId) {
+        if self.is_booted() {
+            self.stats().type_record(id).failures.fetch_sub(1, Ordering::Relaxed);
+            self.stats().header().failures.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The second bucket becomes the first.
+pub(super) fn swap_buckets(cache: &mut CpuCache) {
+    core::mem::swap(&mut cache.alloc_items, &mut cache.free_items);
+    core::mem::swap(&mut cache.alloc_count, &mut cache.free_count);
+    core::mem::swap(&mut cache.capacity, &mut cache.free_capacity);
+}
+
+/// Puts a bucket with items into a cache that the caller holds, where there is room for it. Returns the bucket it
+/// displaces, or the bucket itself when others have filled the cache meanwhile: no lock is taken inside a section.
+pub(super) fn install_full(cache: &mut CpuCache, bucket: BucketPtr) -> Option<BucketPtr> {
+    let (count, capacity) = (bucket.count() as u32, bucket.capacity() as u32);
+    let items = if cache.alloc_count == 0 {
+        (cache.alloc_count, cache.capacity) = (count, capacity);
+        core::mem::replace(&mut cache.alloc_items, bucket.into_items())
+    } else if cache.free_count == 0 {
+        (cache.free_count, cache.free_capacity) = (count, capacity);
+        core::mem::replace(&mut cache.free_items, bucket.into_items())
+    } else {
+        return Some(bucket);
+    };
+    // SAFETY: a cache's items came from `into_items`; the cache does not know them any more.
+    let mut old = unsafe { BucketPtr::from_items(items) }?;
+    old.set_count(0);
+    Some(old)
+}

@@ -1,0 +1,206 @@
+//! Free: the checks, the fast path, and reports of what does not pass.
+
+use abi::{CpuCache, Ordering, page};
+use platform::{Misuse, MisuseReport, Platform};
+
+use super::alloc::swap_buckets;
+use super::{BlockInfo, System};
+use crate::bucket::BucketPtr;
+use crate::class::{SLAB_MAX_BYTES, bucket_max};
+use crate::slab::{ClassInfo, TAG_FREE};
+use crate::slot::Slot;
+use crate::stats::{Stats, TypeId};
+
+impl<P: Platform> System<P> {
+    /// Gives a block back, credited to the type that allocated it. Null is nothing. `caller` is the address of the call, for
+    /// reports. Never sleeps. free(9).
+    ///
+    /// A pointer that is not a live block is reported ([`Platform::misuse`]) and otherwise left alone.
+    ///
+    /// # Safety
+    /// 1. Nobody uses the block any more.
+    #[inline(always)]
+    pub unsafe fn free(&self, block: *mut u8, caller: usize) {
+        let addr = block as usize;
+        let offset = addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed));
+        if offset >= self.heap_bytes.load(Ordering::Relaxed) {
+            return self.free_outside(addr, caller);
+        }
+        let word = self.word(addr);
+        if page::kind(word) != page::SLAB {
+            return self.free_not_slab(addr, word, caller);
+        }
+        let class = page::upper(word) as usize;
+        // SAFETY: 1. a slab's word carries its class.
+        let info = unsafe { ClassInfo::of(class) };
+        let (index, rest) = info.item_of(addr);
+        if rest != 0 || index >= info.items as usize {
+            return self.misuse(addr, caller);
+        }
+        // SAFETY: the word named a live slab of this class, and the index is in range; the item is the caller's (1.).
+        unsafe {
+            let tag = info.tag(page::descriptor(word), index);
+            let was = *tag;
+            if was & TAG_FREE != 0 {
+                return self.misuse(addr, caller);
+            }
+            *tag = was | TAG_FREE;
+            // The item itself remembers who freed it, for the report of a second free.
+            *(addr as *mut usize) = caller;
+            let id = TypeId::from_tag(was);
+            let slot = P::enter() as *mut Slot;
+            if slot.is_null() {
+                return self.free_class_enter(class, addr, id);
+            }
+            let cache = (*slot).cache(class);
+            let count = (*cache).alloc_count;
+            // A slot that was never used has no room either.
+            if count == (*cache).capacity {
+                return self.free_class_slow(slot, class, addr, id);
+            }
+            *(*cache).alloc_items.add(count as usize) = addr;
+            (*cache).alloc_count = count + 1;
+            (*cache).frees += 1;
+            let line = (*slot).line(id);
+            if Stats::count_free(line, info.bytes as usize) {
+                return self.free_class_floor(slot, id);
+            }
+            Self::leave(slot);
+        }
+    }
+
+    /// The platform has no slot for us at once: the same by the long way.
+    #[cold]
+    #[inline(never)]
+    fn free_class_enter(&self, class: usize, item: usize, id: TypeId) {
+        let slot = self.enter();
+        // SAFETY: we hold the slot (there is a block, so there was a boot).
+        unsafe { self.free_class_slow(slot, class, item, id) }
+    }
+
+    /// The block is back and counted; its line has fallen far.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot`, which is left.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_class_floor(&self, slot: *mut Slot, id: TypeId) {
+        // SAFETY: 1.
+        unsafe {
+            self.stats().compare(id, (*slot).line(id));
+            Self::leave(slot);
+        }
+    }
+
+    /// Counts the free and puts the item wherever there is room: the first bucket, an empty second one, a fresh one.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot`, which is left. `item` is a free block of this class, tagged so.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_class_slow(&self, mut slot: *mut Slot, class: usize, item: usize, id: TypeId) {
+        // SAFETY: 1., and below whenever `slot` is used it is held.
+        unsafe {
+            self.prepare_slot(slot);
+            let mut cache = (*slot).cache(class);
+            (*cache).frees += 1;
+            self.stats().count_free_slow(id, (*slot).line(id), ClassInfo::of(class).bytes as usize);
+            self.publish_zone(&*slot, class);
+            if (*cache).alloc_count == (*cache).capacity && (*cache).free_count == 0 && (*cache).free_capacity > 0 {
+                swap_buckets(&mut *cache);
+            }
+            if (*cache).alloc_count < (*cache).capacity {
+                push_item(&mut *cache, item);
+                Self::leave(slot);
+                return;
+            }
+            Self::leave(slot);
+            let size = (self.zones[class].bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
+            let Some(bucket) = self.pool.lock().get(&self.meta, size) else {
+                self.keg_put(class, &[item]);
+                return;
+            };
+            slot = self.enter();
+            cache = (*slot).cache(class);
+            if (*cache).alloc_count < (*cache).capacity {
+                // Another slot, or others emptied it meanwhile.
+                push_item(&mut *cache, item);
+                Self::leave(slot);
+                self.pool.lock().put(bucket);
+                return;
+            }
+            let full = BucketPtr::from_items((*cache).free_items).map(|mut full| {
+                full.set_count((*cache).free_count as usize);
+                full
+            });
+            (*cache).free_items = (*cache).alloc_items;
+            (*cache).free_count = (*cache).alloc_count;
+            (*cache).free_capacity = (*cache).capacity;
+            (*cache).capacity = bucket.capacity() as u32;
+            (*cache).alloc_items = bucket.into_items();
+            (*cache).alloc_count = 0;
+            push_item(&mut *cache, item);
+            Self::leave(slot);
+            if let Some(full) = full {
+                self.dispose(class, full);
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn free_outside(&self, addr: usize, caller: usize) {
+        if addr != 0 {
+            self.report(Misuse::ForeignFree, addr, caller, None);
+        }
+    }
+
+    #[inline(never)]
+    pub(super) fn free_not_slab(&self, addr: usize, word: u64, caller: usize) {
+        if page::kind(word) == page::LARGE && addr.is_multiple_of(Self::PAGE) {
+            self.free_large(addr, word);
+        } else {
+            self.misuse(addr, caller);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn misuse(&self, addr: usize, caller: usize) {
+        let block = self.lookup(addr);
+        let what = match block {
+            None => Misuse::InvalidFree,
+            Some(block) if !block.live => Misuse::DuplicateFree,
+            Some(_) => Misuse::UnalignedFree,
+        };
+        self.report(what, addr, caller, block);
+    }
+
+    pub(super) fn report(&self, what: Misuse, addr: usize, caller: usize, block: Option<BlockInfo>) {
+        if self.is_booted() {
+            self.stats().header().misuses.fetch_add(1, Ordering::Relaxed);
+        }
+        let freed_by = match block {
+            // SAFETY: a free item of the heap is readable; what the program may have written over it is only shown.
+            Some(block) if !block.live && block.bytes <= SLAB_MAX_BYTES => unsafe { *(block.addr as *const usize) },
+            _ => 0,
+        };
+        P::misuse(&MisuseReport {
+            what,
+            addr,
+            item: block.map_or(0, |block| block.addr),
+            item_bytes: block.map_or(0, |block| block.bytes),
+            type_index: block.map(|block| block.type_id.index() as u16),
+            caller,
+            freed_by,
+        });
+    }
+}
+
+/// # Safety
+/// 1. The cache's first bucket has room, and the caller holds its slot.
+unsafe fn push_item(cache: &mut CpuCache, item: usize) {
+    // SAFETY: 1.
+    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = item };
+    cache.alloc_count += 1;
+}

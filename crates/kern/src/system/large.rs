@@ -1,0 +1,254 @@
+//! Blocks larger than every slab class: runs of pages.
+
+use abi::{Ordering, page};
+use platform::Platform;
+
+use super::{BlockInfo, MAX_REQUEST_BYTES, System};
+use crate::class::{CLASSES, RUN_MAX_BYTES, SLAB_CLASSES, bucket_max, class_of};
+use crate::slab::{CLASS_INFO, TAG_FREE};
+use crate::stats::TypeId;
+
+impl<P: Platform> System<P> {
+    /// A block of more than [`SLAB_MAX_BYTES`]: whole pages.
+    #[inline(never)]
+    pub(super) fn alloc_large(&self, bytes: usize, id: TypeId) -> *mut u8 {
+        if bytes <= RUN_MAX_BYTES {
+            return self.alloc_run(class_of(bytes), bytes, id);
+        }
+        self.alloc_pages(bytes, Self::PAGE, id)
+    }
+
+    /// A run of a run class, from the slot's cache if it has one.
+    pub(super) fn alloc_run(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        let slot = self.enter();
+        if slot.is_null() {
+            return core::ptr::null_mut();
+        }
+        let info = &CLASS_INFO[class];
+        // SAFETY: we hold the slot.
+        unsafe {
+            let cache = &mut (*slot).caches[class];
+            if cache.alloc_count == 0 {
+                Self::leave(slot);
+                return self.alloc_pages_sized(info.bytes as usize, requested, Self::PAGE, id, Some(class));
+            }
+            cache.alloc_count -= 1;
+            cache.allocs += 1;
+            let addr = *cache.alloc_items.add(cache.alloc_count as usize);
+            self.stats().count_alloc_slow(id, (*slot).line(id), info.bytes as usize, requested, info.size_mask);
+            Self::leave(slot);
+            self.set_word(addr, page::run(page::LARGE, info.bytes as usize >> P::PAGE_SHIFT, id.tag()));
+            addr as *mut u8
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn set_word(&self, addr: usize, word: u64) {
+        // SAFETY: as in `word`.
+        unsafe { (*self.word_ptr(addr)).store(word, Ordering::Relaxed) };
+    }
+
+    /// Whole pages at an alignment of at least a page.
+    pub(super) fn alloc_pages(&self, requested: usize, align: usize, id: TypeId) -> *mut u8 {
+        if requested > MAX_REQUEST_BYTES || align > MAX_REQUEST_BYTES {
+            self.fail(id);
+            return core::ptr::null_mut();
+        }
+        self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id, None)
+    }
+
+    pub(super) fn alloc_pages_sized(
+        &self,
+        served: usize,
+        requested: usize,
+        align: usize,
+        id: TypeId,
+        class: Option<usize>,
+    ) -> *mut u8 {
+        if !self.is_booted() {
+            return core::ptr::null_mut();
+        }
+        let run = {
+            let mut pages = self.pages.lock();
+            let run = pages.alloc(&self.meta, served, align);
+            if let Some(run) = run {
+                pages.set_run(run.addr, served, id.tag());
+            }
+            self.publish_pages(&pages);
+            run
+        };
+        let Some(run) = run else {
+            self.fail(id);
+            return core::ptr::null_mut();
+        };
+        self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
+        let mask = 1 << abi::large_bit(served as u64);
+        self.count(|slot, stats| {
+            // SAFETY: inside the section of `slot`.
+            stats.count_alloc_slow(id, unsafe { (*slot).line(id) }, served, requested, mask);
+            if let Some(class) = class {
+                // SAFETY: as above; the cache is the holder's.
+                unsafe { (*slot).caches[class].allocs += 1 };
+            }
+        });
+        run.addr as *mut u8
+    }
+
+    /// Large and zero: pages known to be zero are not written.
+    pub(super) fn alloc_pages_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
+        if !self.is_booted() {
+            return core::ptr::null_mut();
+        }
+        let served = requested.next_multiple_of(Self::PAGE);
+        let run = {
+            let mut pages = self.pages.lock();
+            let run = pages.alloc(&self.meta, served, Self::PAGE);
+            if let Some(run) = run {
+                pages.set_run(run.addr, served, id.tag());
+            }
+            self.publish_pages(&pages);
+            run
+        };
+        let Some(run) = run else {
+            self.fail(id);
+            return core::ptr::null_mut();
+        };
+        self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
+        self.count(|slot, stats| {
+            // SAFETY: inside the section of `slot`.
+            stats.count_alloc_slow(
+                id,
+                unsafe { (*slot).line(id) },
+                served,
+                requested,
+                1 << abi::large_bit(served as u64),
+            );
+        });
+        if run.dirty {
+            // SAFETY: a fresh run of that size.
+            unsafe { core::ptr::write_bytes(run.addr as *mut u8, 0, requested) };
+        }
+        run.addr as *mut u8
+    }
+
+    /// Frees a large block whose first page's word is `word`.
+    #[inline(never)]
+    pub(super) fn free_large(&self, addr: usize, word: u64) {
+        let bytes = page::run_pages(word) << P::PAGE_SHIFT;
+        let id = TypeId::from_tag(page::upper(word));
+        self.set_word(addr, page::run(page::CACHED_RUN, page::run_pages(word), id.tag() | TAG_FREE));
+        let class = if bytes <= RUN_MAX_BYTES { class_of(bytes) } else { CLASSES };
+        let cacheable = class < CLASSES && class >= SLAB_CLASSES && CLASS_INFO[class].bytes as usize == bytes;
+        let mut kept = false;
+        let mut want_bucket = false;
+        self.count(|slot, stats| {
+            // SAFETY: inside the section of `slot`.
+            stats.count_free_slow(id, unsafe { (*slot).line(id) }, bytes);
+            if cacheable {
+                // SAFETY: as above; the cache is the holder's.
+                let cache = unsafe { &mut (*slot).caches[class] };
+                cache.frees += 1;
+                if (cache.alloc_count as usize) < (cache.capacity as usize).min(bucket_max(class)) {
+                    // SAFETY: below the capacity.
+                    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = addr };
+                    cache.alloc_count += 1;
+                    kept = true;
+                }
+                want_bucket = cache.capacity == 0;
+            }
+        });
+        if kept {
+            return;
+        }
+        if want_bucket && self.cache_first_run(class, addr) {
+            return;
+        }
+        self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
+        self.page_free(addr, bytes);
+    }
+
+    /// The first run freed of its class in a slot: gives the cache its bucket.
+    pub(super) fn cache_first_run(&self, class: usize, addr: usize) -> bool {
+        let Some(bucket) = self.pool.lock().get(&self.meta, bucket_max(class)) else { return false };
+        let mut bucket = Some(bucket);
+        let mut kept = false;
+        self.count(|slot, _| {
+            // SAFETY: inside the section of `slot`; the cache is the holder's.
+            let cache = unsafe { &mut (*slot).caches[class] };
+            if cache.capacity == 0
+                && let Some(bucket) = bucket.take()
+            {
+                cache.capacity = bucket.capacity() as u32;
+                cache.alloc_items = bucket.into_items();
+                // SAFETY: the first of an empty bucket.
+                unsafe { *cache.alloc_items = addr };
+                cache.alloc_count = 1;
+                kept = true;
+            }
+        });
+        if let Some(bucket) = bucket {
+            self.pool.lock().put(bucket);
+        }
+        kept
+    }
+
+    /// A large block to another large size: grown or shrunk where it stands, or its pages moved. `None`: copy.
+    ///
+    /// # Safety
+    /// 1. The caller owns the block.
+    pub(super) unsafe fn resize_run(&self, info: &BlockInfo, requested: usize, id: TypeId) -> Option<*mut u8> {
+        let old = info.bytes;
+        let new = requested.next_multiple_of(Self::PAGE);
+        let pages_of = |bytes: usize| (bytes >> P::PAGE_SHIFT) as u64;
+        if new <= old && new > old / 2 {
+            // Small shrinking keeps the run whole: it may grow again, and its size class stays.
+            self.credit(info, old, requested, id);
+            self.set_word(info.addr, page::run(page::LARGE, old >> P::PAGE_SHIFT, id.tag()));
+            return Some(info.addr as *mut u8);
+        }
+        let mut pages = self.pages.lock();
+        if new < old {
+            if !pages.shrink_in_place(&self.meta, info.addr, old, new) {
+                return None;
+            }
+            pages.set_run(info.addr, new, id.tag());
+            self.publish_pages(&pages);
+            drop(pages);
+            self.stats().header().pages_large.fetch_sub(pages_of(old - new), Ordering::Relaxed);
+            self.credit(info, new, requested, id);
+            return Some(info.addr as *mut u8);
+        }
+        // Room ahead saves the next growth of a vector a move; untouched pages cost nothing.
+        let ample = new.saturating_add(new / 4).next_multiple_of(Self::PAGE);
+        for target in [ample, new] {
+            if pages.grow_in_place(&self.meta, info.addr, old, target) {
+                pages.set_run(info.addr, target, id.tag());
+                self.publish_pages(&pages);
+                drop(pages);
+                self.stats().header().pages_large.fetch_add(pages_of(target - old), Ordering::Relaxed);
+                self.credit(info, target, requested, id);
+                return Some(info.addr as *mut u8);
+            }
+        }
+        if old < MOVE_MIN_BYTES {
+            return None;
+        }
+        let run = pages.alloc(&self.meta, new, Self::PAGE)?;
+        // SAFETY: both runs are ours alone: one fresh, one the caller's (1.).
+        let moved = unsafe { P::move_pages(info.addr, run.addr, old) };
+        if !moved {
+            pages.free(&self.meta, run.addr, new);
+            return None;
+        }
+        pages.set_run(run.addr, new, id.tag());
+        pages.free_clean(&self.meta, info.addr, old);
+        self.publish_pages(&pages);
+        drop(pages);
+        self.stats().header().pages_large.fetch_add(pages_of(new - old), Ordering::Relaxed);
+        self.credit(info, new, requested, id);
+        Some(run.addr as *mut u8)
+    }
+}
+
+/// Blocks from this size on are moved by the platform rather than copied, bytes.
+const MOVE_MIN_BYTES: usize = 512 * 1024;

@@ -1,0 +1,426 @@
+//! The allocator: one `System` per platform, and how a block is allocated and freed.
+//!
+//! # The order of an allocation
+//!
+//! 1. class of the size; section of a slot; pop from the slot's bucket of that class; count; leave; tag the item.
+//! 2. the slot's second bucket (a swap), still inside the section;
+//! 3. outside the section: a full bucket of the zone's depot, or a bucket filled from the keg's fullest slabs,
+//!    or a new slab from the page arena, or more heap from the platform. One item is the caller's, the bucket is
+//!    installed in whichever slot the caller then holds.
+//!
+//! A free takes the same way back: tag checked and marked, push, count. Nothing is locked in step 1 and 2.
+//!
+//! # Locks, in order
+//!
+//! section → (left before any lock is taken) → depot → bucket pool → keg → pages → records. No lock is ever taken inside a section,
+//! and no section entered with a lock held, but for the counting of large blocks, which takes no lock.
+
+mod alloc;
+mod free;
+mod large;
+mod reclaim;
+mod resize;
+mod supply;
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+
+use abi::{AtomicU64, Ordering, page};
+use platform::{Lock, Platform, SlotTable};
+
+use crate::bucket::{BucketPool, Depot};
+use crate::class::{CLASSES, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of};
+use crate::meta::Meta;
+use crate::page::Pages;
+use crate::slab::{CLASS_INFO, Keg, TAG_FREE, TAG_NEVER};
+use crate::slot::{CACHES_OFFSET, SLOT_STRIDE_BYTES, Slot};
+use crate::stats::{Stats, TypeId};
+
+/// Largest request, bytes (`PTRDIFF_MAX` as in C; N1.146: a size near the end of the range fails and never wraps).
+pub const MAX_REQUEST_BYTES: usize = isize::MAX as usize - (1 << 21);
+
+/// A bucket of a class starts with so many items and doubles at each miss, so that a small program caches little.
+const BUCKET_FIRST: usize = 6;
+
+/// A zone of malloc: depot, keg, and how large its buckets are now.
+struct ClassZone<P: Platform> {
+    depot: Lock<P::Lock, Depot>,
+    keg: Lock<P::Lock, Keg>,
+    bucket_size: AtomicU32,
+}
+
+/// What a platform's port tells at boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    /// First address of the heap; every extent lies above it.
+    pub heap_base: usize,
+    /// The words of the heap's pages.
+    pub table: usize,
+    /// CPU identities and slots for each.
+    pub ids: usize,
+    /// See [`Boot::ids`].
+    pub rows: usize,
+    /// A statistics object with its sections written (see [`crate::ObjectLayout`]).
+    pub stats: NonNull<u8>,
+}
+
+/// A block as found from its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// First byte.
+    pub addr: usize,
+    /// Bytes the owner may use.
+    pub bytes: usize,
+    /// The type that allocated it (last, if free).
+    pub type_id: TypeId,
+    /// Whether it is handed out.
+    pub live: bool,
+    /// Whether it is a run of pages of its own, rather than an item of a slab.
+    pub is_run: bool,
+}
+
+/// Sums over the whole heap, see [`System::account`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Address space the heap has taken so far.
+    pub heap_bytes: usize,
+    /// In blocks, as served.
+    pub in_use_bytes: usize,
+    /// In runs of pages, those kept for reuse included.
+    pub large_bytes: usize,
+    /// Free pages that may still be backed.
+    pub dirty_bytes: usize,
+    /// Free items in slabs.
+    pub free_items: usize,
+}
+
+/// The allocator. `const`-constructible, so a process or kernel has it as a static before any code runs.
+pub struct System<P: Platform> {
+    // Constant after boot, read by every call.
+    heap_base: AtomicUsize,
+    /// Where the word of page 0 would be, if the heap began there.
+    words: AtomicUsize,
+    stats: UnsafeCell<Stats>,
+    // Grows only; published after the words of the new pages are accessible.
+    heap_bytes: AtomicUsize,
+    booted: AtomicBool,
+
+    slots: UnsafeCell<SlotTable>,
+    zones: [ClassZone<P>; CLASSES],
+    pool: Lock<P::Lock, BucketPool>,
+    pages: Lock<P::Lock, Pages<P>>,
+    meta: Lock<P::Lock, Meta<P>>,
+    types: Lock<P::Lock, usize>,
+    last_purge_ns: AtomicU64,
+}
+
+// SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
+unsafe impl<P: Platform> Sync for System<P> {}
+
+impl<P: Platform> Default for System<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P: Platform> System<P> {
+    /// Bytes of a page.
+    pub const PAGE: usize = 1 << P::PAGE_SHIFT;
+
+    /// An allocator that has nothing yet: every request fails until [`boot`](Self::boot).
+    #[must_use]
+    pub const fn new() -> Self {
+        let mut zones = [const {
+            ClassZone {
+                depot: Lock::new(Depot::new()),
+                keg: Lock::new(Keg::new(0)),
+                bucket_size: AtomicU32::new(BUCKET_FIRST as u32),
+            }
+        }; CLASSES];
+        let mut class = 0;
+        while class < CLASSES {
+            // A write over a value without drop glue; `zones[class] = …` would want a const destructor.
+            let keg = core::mem::replace(&mut zones[class].keg, Lock::new(Keg::new(class)));
+            core::mem::forget(keg);
+            class += 1;
+        }
+        Self {
+            heap_base: AtomicUsize::new(0),
+            words: AtomicUsize::new(0),
+            // SAFETY: never used before `boot` replaces it: a type is needed to count and there is none.
+            stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling()) }),
+            heap_bytes: AtomicUsize::new(0),
+            booted: AtomicBool::new(false),
+            slots: UnsafeCell::new(SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: 0, rows: 0 }),
+            zones,
+            pool: Lock::new(BucketPool::new()),
+            pages: Lock::new(Pages::new()),
+            meta: Lock::new(Meta::new()),
+            types: Lock::new(TypeId::BUILT_IN),
+            last_purge_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the allocator ready. False when the platform has no memory for the slots.
+    ///
+    /// # Safety
+    /// 1. Called once, by one thread, with no other call under way.
+    /// 2. `boot` tells the truth.
+    pub unsafe fn boot(&self, boot: &Boot) -> bool {
+        // SAFETY: 1. and 2.
+        unsafe {
+            *self.stats.get() = Stats::new(boot.stats);
+            self.stats().boot();
+        }
+        let mut table = SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: boot.ids, rows: boot.rows };
+        let Some(memory) = self.meta.lock().alloc(table.count() * SLOT_STRIDE_BYTES) else { return false };
+        table.base = memory.as_ptr() as usize;
+        // SAFETY: 1.
+        unsafe { *self.slots.get() = table };
+        self.heap_base.store(boot.heap_base, Ordering::Relaxed);
+        let first_page = boot.heap_base >> P::PAGE_SHIFT;
+        self.words.store(boot.table.wrapping_sub(first_page * size_of::<AtomicU64>()), Ordering::Relaxed);
+        self.pages.lock().boot(boot.heap_base, boot.table as *const AtomicU64);
+        let header = self.stats().header();
+        header.caches_base.store((table.base + CACHES_OFFSET) as u64, Ordering::Relaxed);
+        P::bind_slots(table);
+        self.booted.store(true, Ordering::Release);
+        true
+    }
+
+    /// Whether [`boot`](Self::boot) has succeeded.
+    pub fn is_booted(&self) -> bool {
+        self.booted.load(Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    pub(crate) fn stats(&self) -> &Stats {
+        // SAFETY: written once, in `boot`.
+        unsafe { &*self.stats.get() }
+    }
+
+    fn slot_table(&self) -> &SlotTable {
+        // SAFETY: written once, in `boot`.
+        unsafe { &*self.slots.get() }
+    }
+
+    /// A slot for the caller, by whichever way there is. Null only before boot.
+    fn enter(&self) -> *mut Slot {
+        let mut slot = P::enter() as *mut Slot;
+        if slot.is_null() {
+            if !self.is_booted() {
+                return slot;
+            }
+            let table = self.slot_table();
+            slot = table.slot(table.count() - 1) as *mut Slot;
+            // SAFETY: 1. it is the last.
+            unsafe { P::claim_shared(slot as usize) };
+        }
+        // SAFETY: 1. just taken.
+        unsafe { self.prepare_slot(slot) };
+        slot
+    }
+
+    /// A slot gets its lines from its first holder, so that slots never used cost no memory.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot`.
+    unsafe fn prepare_slot(&self, slot: *mut Slot) {
+        // SAFETY: 1.
+        unsafe {
+            if (*slot).lines.is_null() {
+                let table = self.slot_table();
+                let index = (slot as usize - table.base) / table.stride_bytes;
+                (*slot).index = index as u32;
+                (*slot).lines = self.stats().type_lines(index);
+                self.stats().count_slot(index);
+            }
+        }
+    }
+
+    /// # Safety
+    /// 1. `slot` is held by the caller.
+    #[inline(always)]
+    unsafe fn leave(slot: *mut Slot) {
+        // SAFETY: 1.
+        unsafe { P::leave(slot as usize) }
+    }
+
+    /// Counts blocks that no cache counts: large ones, and credits that move.
+    fn count(&self, with: impl FnOnce(*mut Slot, &Stats)) {
+        let slot = self.enter();
+        if slot.is_null() {
+            return;
+        }
+        // SAFETY: we hold the slot.
+        unsafe {
+            with(slot, self.stats());
+            Self::leave(slot);
+        }
+    }
+
+    /// The word of an address inside the heap.
+    #[inline(always)]
+    fn word(&self, addr: usize) -> u64 {
+        // SAFETY: every caller has found the address inside the heap, whose words are accessible.
+        unsafe { (*self.word_ptr(addr)).load(Ordering::Relaxed) }
+    }
+
+    #[inline(always)]
+    fn word_ptr(&self, addr: usize) -> *const AtomicU64 {
+        let words = self.words.load(Ordering::Relaxed);
+        words.wrapping_add((addr >> P::PAGE_SHIFT) * size_of::<AtomicU64>()) as *const AtomicU64
+    }
+
+    /// The block that contains an address, live or free; `None` for addresses that are no block's.
+    #[must_use]
+    pub fn lookup(&self, addr: usize) -> Option<BlockInfo> {
+        let base = self.heap_base.load(Ordering::Relaxed);
+        if addr.wrapping_sub(base) >= self.heap_bytes.load(Ordering::Acquire) {
+            return None;
+        }
+        let word = self.word(addr);
+        match page::kind(word) {
+            page::SLAB => {
+                let info = &CLASS_INFO[page::upper(word) as usize];
+                let (index, rest) = info.item_of(addr);
+                if index >= info.items as usize || rest >= info.bytes as usize {
+                    return None;
+                }
+                // SAFETY: the word named a live slab of this class, and the index is in range.
+                let tag = unsafe { *info.tag(page::descriptor(word), index) };
+                let never = tag == TAG_NEVER;
+                (!never).then(|| BlockInfo {
+                    addr: addr - rest,
+                    bytes: info.bytes as usize,
+                    type_id: TypeId::from_tag(tag),
+                    live: tag & TAG_FREE == 0,
+                    is_run: false,
+                })
+            }
+            page::LARGE | page::CACHED_RUN | page::LARGE_TAIL => {
+                let mut first = addr & !(Self::PAGE - 1);
+                let mut word = word;
+                while page::kind(word) == page::LARGE_TAIL && first > base {
+                    first -= Self::PAGE;
+                    word = self.word(first);
+                }
+                let live = page::kind(word) == page::LARGE;
+                (live || page::kind(word) == page::CACHED_RUN).then(|| BlockInfo {
+                    addr: first,
+                    bytes: page::run_pages(word) << P::PAGE_SHIFT,
+                    type_id: TypeId::from_tag(page::upper(word)),
+                    live,
+                    is_run: true,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes of a live block that its owner may use; 0 for anything else. malloc_usable_size(9).
+    #[doc(alias = "malloc_usable_size")]
+    #[must_use]
+    pub fn usable_bytes(&self, block: *const u8) -> usize {
+        match self.lookup(block as usize) {
+            Some(info) if info.live && info.addr == block as usize => info.bytes,
+            _ => 0,
+        }
+    }
+
+    /// Registers a type. `None` when the table is full. Never sleeps, but takes a lock.
+    pub fn register_type(&self, kind: u32, lib: u32, offset: u64, name: &[u8]) -> Option<TypeId> {
+        let mut next = self.types.lock();
+        let stats = self.stats();
+        if *next >= stats.types() {
+            return None;
+        }
+        let id = TypeId::new(*next)?;
+        // SAFETY: 1. we hold the lock.
+        unsafe { stats.write_type(*next, kind, lib, offset, name) };
+        *next += 1;
+        stats.header().types.used.store(*next as u64, Ordering::Release);
+        Some(id)
+    }
+
+    /// The statistics object's header.
+    #[must_use]
+    pub fn header(&self) -> &abi::Header {
+        self.stats().header()
+    }
+
+    /// The record of a library, to be written by the port before it counts it.
+    #[must_use]
+    pub fn lib_record(&self, index: usize) -> *mut abi::LibRecord {
+        self.stats().lib_record_ptr(index)
+    }
+
+    /// The record of a type.
+    #[must_use]
+    pub fn type_record(&self, id: TypeId) -> &abi::TypeRecord {
+        self.stats().type_record(id)
+    }
+
+    /// Shows every slot's counts of every zone to readers, for a last look.
+    pub fn publish_zones(&self) {
+        if !self.is_booted() {
+            return;
+        }
+        for index in 0..self.slot_table().count() {
+            let slot = self.slot_table().slot(index) as *mut Slot;
+            // SAFETY: 1. one of the table; held after `true`.
+            unsafe {
+                if (*slot).lines.is_null() || !P::claim_remote(slot as usize) {
+                    continue;
+                }
+                for class in 0..CLASSES {
+                    self.publish_zone(&*slot, class);
+                }
+                Self::leave(slot);
+            }
+        }
+    }
+
+    /// Checks everything that can be checked from outside the sections; the caller sees to it that nothing moves meanwhile.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        for zone in &self.zones {
+            zone.keg.lock().validate()?;
+        }
+        self.pages.lock().validate()
+    }
+
+    /// Pages by use.
+    pub fn page_counts(&self) -> crate::page::PageCounts {
+        self.pages.lock().counts()
+    }
+
+    /// The heap in a few sums.
+    pub fn account(&self) -> Account {
+        let header = self.stats().header();
+        let types = header.types.used.load(Ordering::Relaxed) as usize;
+        let slots = header.type_lines.used.load(Ordering::Relaxed) as usize;
+        let mut in_use_bytes = 0;
+        for index in 0..types {
+            // SAFETY: a row has a line per type.
+            let lines = (0..slots).map(|slot| unsafe { &*self.stats().type_lines(slot).add(index) });
+            in_use_bytes += abi::TypeTotals::read(lines).bytes_in_use() as usize;
+        }
+        let page = |count: &AtomicU64| (count.load(Ordering::Relaxed) as usize) << P::PAGE_SHIFT;
+        Account {
+            heap_bytes: self.heap_bytes.load(Ordering::Relaxed),
+            in_use_bytes,
+            large_bytes: page(&header.pages_large),
+            dirty_bytes: page(&header.pages_free_dirty),
+            free_items: (0..SLAB_CLASSES)
+                .map(|class| self.stats().zone(class).slab_free.load(Ordering::Relaxed) as usize)
+                .sum(),
+        }
+    }
+
+    /// Alignment that every block of this size has without asking for it, bytes.
+    #[must_use]
+    pub const fn natural_align(bytes: usize) -> usize {
+        if bytes > SLAB_MAX_BYTES { Self::PAGE } else { class_align(class_of(bytes)) }
+    }
+}

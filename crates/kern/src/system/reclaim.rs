@@ -1,0 +1,132 @@
+//! Giving memory back, and standing still for fork.
+
+use abi::Ordering;
+use platform::{Platform, RawLock};
+
+use super::System;
+use crate::bucket::BucketPtr;
+use crate::class::{CLASSES, SLAB_CLASSES};
+use crate::slab::CLASS_INFO;
+use crate::slot::Slot;
+
+impl<P: Platform> System<P> {
+    /// Gives back what is free: depots to their slabs, empty slabs and dirty pages to the system. The caches of the CPUs are
+    /// emptied where the platform can claim them. Returns whether memory went back. malloc_trim(3), `UMA_RECLAIM_DRAIN_CPU`.
+    #[doc(alias = "uma_reclaim")]
+    pub fn reclaim(&self) -> bool {
+        if !self.is_booted() {
+            return false;
+        }
+        for index in 0..self.slot_table().count() {
+            self.drain_slot(index);
+        }
+        for class in 0..SLAB_CLASSES {
+            while let Some(bucket) = {
+                let mut depot = self.zones[class].depot.lock();
+                let bucket = depot.pop();
+                self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
+                bucket
+            } {
+                // SAFETY: free items of this class, out of every cache.
+                unsafe { self.keg_put(class, bucket.filled()) };
+                self.pool.lock().put(bucket);
+            }
+            let mut keg = self.zones[class].keg.lock();
+            while let Some(slab) = keg.surplus(0) {
+                // SAFETY: a surplus slab is on the empty list.
+                unsafe { self.release_slab(&mut keg, class, slab) };
+            }
+            self.publish_keg(class, &keg);
+        }
+        let mut pages = self.pages.lock();
+        let purged = pages.purge(0);
+        self.publish_pages(&pages);
+        purged > 0
+    }
+
+    /// Empties one slot's caches, bucket by bucket.
+    pub(super) fn drain_slot(&self, index: usize) {
+        let slot = self.slot_table().slot(index) as *mut Slot;
+        for class in 0..CLASSES {
+            // SAFETY: 1. one of the table.
+            if !unsafe { P::claim_remote(slot as usize) } {
+                return;
+            }
+            // SAFETY: held.
+            let buckets = unsafe {
+                if (*slot).lines.is_null() {
+                    Self::leave(slot);
+                    return;
+                }
+                let cache = &mut (*slot).caches[class];
+                let mut first = BucketPtr::from_items(cache.alloc_items);
+                if let Some(bucket) = &mut first {
+                    bucket.set_count(cache.alloc_count as usize);
+                }
+                let mut second = BucketPtr::from_items(cache.free_items);
+                if let Some(bucket) = &mut second {
+                    bucket.set_count(cache.free_count as usize);
+                }
+                let (allocs, frees) = (cache.allocs, cache.frees);
+                *cache = core::mem::zeroed();
+                cache.allocs = allocs;
+                cache.frees = frees;
+                self.publish_zone(&*slot, class);
+                Self::leave(slot);
+                [first, second]
+            };
+            for bucket in buckets.into_iter().flatten() {
+                if class < SLAB_CLASSES {
+                    // SAFETY: free items of this class, out of every cache.
+                    unsafe { self.keg_put(class, bucket.filled()) };
+                } else {
+                    for &addr in bucket.filled() {
+                        let bytes = CLASS_INFO[class].bytes as usize;
+                        self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
+                        self.page_free(addr, bytes);
+                    }
+                }
+                self.pool.lock().put(bucket);
+            }
+        }
+    }
+
+    /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only.
+    pub fn freeze(&self) {
+        self.types.raw().lock();
+        for zone in &self.zones {
+            zone.depot.raw().lock();
+        }
+        self.pool.raw().lock();
+        for zone in &self.zones {
+            zone.keg.raw().lock();
+        }
+        self.pages.raw().lock();
+        self.meta.raw().lock();
+        // SAFETY: 1. it is the bound table.
+        unsafe { P::claim_all(self.slot_table()) };
+    }
+
+    /// Lets it go on, in the parent or in the child.
+    ///
+    /// # Safety
+    /// 1. The caller (or the thread it is a copy of) has called [`freeze`](Self::freeze).
+    pub unsafe fn thaw(&self) {
+        // SAFETY: 1.
+        unsafe {
+            for index in 0..self.slot_table().count() {
+                P::leave(self.slot_table().slot(index));
+            }
+            self.meta.raw().unlock();
+            self.pages.raw().unlock();
+            for zone in &self.zones {
+                zone.keg.raw().unlock();
+            }
+            self.pool.raw().unlock();
+            for zone in &self.zones {
+                zone.depot.raw().unlock();
+            }
+            self.types.raw().unlock();
+        }
+    }
+}

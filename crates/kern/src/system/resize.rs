@@ -1,0 +1,82 @@
+//! realloc.
+
+use abi::Ordering;
+use abi::page;
+use platform::{Misuse, Platform};
+
+use super::{BlockInfo, MAX_REQUEST_BYTES, System};
+use crate::class::{SLAB_MAX_BYTES, class_bytes};
+use crate::slab::CLASS_INFO;
+use crate::stats::TypeId;
+
+impl<P: Platform> System<P> {
+    /// Resizes a block: in place where its size class or its neighbour allows, else by moving. The block counts as freed
+    /// by its old type and allocated by `id`, also when it stays. Null, with the old block intact, when there is no memory.
+    /// A pointer that is no live block is reported and null returned. realloc(9).
+    ///
+    /// # Safety
+    /// 1. The caller owns `block`, which is not null.
+    pub unsafe fn realloc(&self, block: *mut u8, bytes: usize, id: TypeId, caller: usize) -> *mut u8 {
+        let info = match self.lookup(block as usize) {
+            Some(info) if info.live && info.addr == block as usize => info,
+            found => {
+                let what = match found {
+                    None if self.in_heap(block as usize) => Misuse::InvalidFree,
+                    None => Misuse::ForeignFree,
+                    Some(info) if !info.live => Misuse::DuplicateFree,
+                    Some(_) => Misuse::UnalignedFree,
+                };
+                self.report(what, block as usize, caller, found);
+                return core::ptr::null_mut();
+            }
+        };
+        if bytes > MAX_REQUEST_BYTES {
+            self.fail(id);
+            return core::ptr::null_mut();
+        }
+        let old = info.bytes;
+        if info.is_run {
+            // SAFETY: 1.
+            if bytes > SLAB_MAX_BYTES
+                && let Some(moved) = unsafe { self.resize_run(&info, bytes, id) }
+            {
+                return moved;
+            }
+        } else if bytes <= old && (bytes > old / 2 || old == class_bytes(0)) {
+            // The block serves while it fits and is more than half used (N1.136: by the size it really has).
+            self.credit(&info, old, bytes, id);
+            return block;
+        }
+        let new = self.alloc(bytes, id);
+        if !new.is_null() {
+            // SAFETY: both hold that many bytes; the new one is fresh; 1.
+            unsafe {
+                core::ptr::copy_nonoverlapping(block, new, old.min(bytes));
+                self.free(block, caller);
+            }
+        }
+        new
+    }
+
+    pub(super) fn in_heap(&self, addr: usize) -> bool {
+        addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed)) < self.heap_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Moves the credit for a block that stays (or whose pages move) from its old type to `id`, and its bytes to
+    /// `new_bytes`. The word of a run is the caller's to write; an item's tag is written here.
+    pub(super) fn credit(&self, info: &BlockInfo, new_bytes: usize, requested: usize, id: TypeId) {
+        let class = page::upper(self.word(info.addr)) as usize;
+        let mask = if info.is_run { 1 << abi::large_bit(new_bytes as u64) } else { CLASS_INFO[class].size_mask };
+        self.count(|slot, stats| {
+            // SAFETY: inside the section of `slot`.
+            unsafe {
+                stats.count_alloc_slow(id, (*slot).line(id), new_bytes, requested, mask);
+                stats.count_free_slow(info.type_id, (*slot).line(info.type_id), info.bytes);
+            }
+        });
+        if !info.is_run && info.type_id != id {
+            // SAFETY: a live item of the caller's.
+            unsafe { self.tag_item(info.addr, &CLASS_INFO[class], id) };
+        }
+    }
+}

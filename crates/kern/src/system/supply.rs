@@ -1,0 +1,217 @@
+//! What lies behind the buckets: depots, kegs, slabs and pages, and the account of them.
+
+use core::ptr::NonNull;
+
+use abi::{Ordering, page};
+use platform::Platform;
+
+use super::System;
+use crate::bucket::BucketPtr;
+use crate::class::{SLAB_CLASSES, SlabLayout, bucket_max, slab_layout};
+use crate::page::Pages;
+use crate::slab::{Keg, Returned, Slab};
+use crate::slot::Slot;
+
+/// Full buckets a depot keeps per CPU identity; more go back to their slabs.
+const DEPOT_BUCKETS_PER_ID: usize = 8;
+/// While free dirty memory exceeds this and an eighth of the heap in use, some is given back every [`PURGE_EVERY_NS`].
+const DIRTY_KEEP_PAGES: u64 = 1024;
+const PURGE_EVERY_NS: u64 = 50_000_000;
+
+impl<P: Platform> System<P> {
+    /// A bucket with items, from the depot or filled from the keg; `None` when memory for either ends.
+    pub(super) fn full_bucket(&self, class: usize) -> Option<BucketPtr> {
+        let zone = &self.zones[class];
+        {
+            let mut depot = zone.depot.lock();
+            if let Some(bucket) = depot.pop() {
+                self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
+                return Some(bucket);
+            }
+        }
+        let size = zone.bucket_size.load(Ordering::Relaxed) as usize;
+        let larger = (size * 2 + 2).min(bucket_max(class));
+        zone.bucket_size.store(larger as u32, Ordering::Relaxed);
+        self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
+        let mut bucket = self.pool.lock().get(&self.meta, size)?;
+        let want = size.min(bucket.capacity());
+        // SAFETY: the bucket has room for `want`.
+        let got = unsafe { self.keg_take(class, bucket.items(), want) };
+        if got == 0 {
+            self.pool.lock().put(bucket);
+            return None;
+        }
+        bucket.set_count(got);
+        Some(bucket)
+    }
+
+    /// A bucket with items goes to the depot, or its items to their slabs when the depot has enough.
+    pub(super) fn store_full(&self, class: usize, bucket: BucketPtr) {
+        let most = DEPOT_BUCKETS_PER_ID * self.slot_table().ids;
+        let refused = {
+            let mut depot = self.zones[class].depot.lock();
+            let refused = depot.push(bucket, most).err();
+            self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
+            refused
+        };
+        if let Some(bucket) = refused {
+            // SAFETY: free items of this class, out of every cache.
+            unsafe { self.keg_put(class, bucket.filled()) };
+            self.pool.lock().put(bucket);
+        }
+    }
+
+    /// Items from the keg's slabs, from a new slab when those have none.
+    ///
+    /// # Safety
+    /// 1. `out` has room for `want` addresses.
+    pub(super) unsafe fn keg_take(&self, class: usize, out: *mut usize, want: usize) -> usize {
+        let mut keg = self.zones[class].keg.lock();
+        // SAFETY: 1.
+        let mut got = unsafe { keg.take(out, want) };
+        if got == 0 && self.add_slab(&mut keg, class).is_some() {
+            // SAFETY: 1.
+            got = unsafe { keg.take(out, want) };
+        }
+        self.publish_keg(class, &keg);
+        got
+    }
+
+    pub(super) fn keg_take_one(&self, class: usize) -> usize {
+        let mut item = 0;
+        // SAFETY: room for one.
+        unsafe { self.keg_take(class, &raw mut item, 1) };
+        item
+    }
+
+    /// Items go back into their slabs; slabs that become empty go back to the arena, but for one.
+    ///
+    /// # Safety
+    /// 1. Free items of this class, in no cache.
+    pub(super) unsafe fn keg_put(&self, class: usize, items: &[usize]) {
+        let mut keg = self.zones[class].keg.lock();
+        for &item in items {
+            let descriptor = page::descriptor(self.word(item)) as *mut Slab;
+            let Some(slab) = NonNull::new(descriptor) else { continue };
+            // SAFETY: 1.
+            if let Returned::Release(slab) = unsafe { keg.put(slab, item) } {
+                // SAFETY: `put` says that it is empty.
+                unsafe { self.release_slab(&mut keg, class, slab) };
+            }
+        }
+        self.publish_keg(class, &keg);
+    }
+
+    pub(super) fn add_slab(&self, keg: &mut Keg, class: usize) -> Option<()> {
+        let layout = slab_layout_of(class);
+        let run = self.page_alloc(layout.slab_bytes, layout.slab_bytes)?;
+        let descriptor = if layout.offpage {
+            let record = self.meta.lock().alloc(layout.descriptor_bytes);
+            match record {
+                Some(record) => record,
+                None => {
+                    self.pages.lock().free(&self.meta, run, layout.slab_bytes);
+                    return None;
+                }
+            }
+        } else {
+            NonNull::new(run as *mut u8)?
+        };
+        // SAFETY: 1. a fresh run of that size and alignment. 2. by the two cases above.
+        unsafe { keg.add_slab(layout, run, descriptor) };
+        self.pages.lock().set_slab(run, layout.slab_bytes, descriptor.as_ptr() as usize, class);
+        Some(())
+    }
+
+    /// # Safety
+    /// 1. `slab` is on the keg's empty list.
+    pub(super) unsafe fn release_slab(&self, keg: &mut Keg, class: usize, slab: NonNull<Slab>) {
+        let layout = slab_layout_of(class);
+        // SAFETY: 1.
+        let start = unsafe {
+            keg.remove(slab);
+            slab.as_ref().start
+        };
+        if layout.offpage {
+            // SAFETY: 1.: nobody knows the descriptor any more but its pages' words, which the next line changes.
+            unsafe { self.meta.lock().free(slab.cast(), layout.descriptor_bytes) };
+        }
+        self.page_free(start, layout.slab_bytes);
+    }
+
+    /// Pages from the arena; publishes the heap's new end and the account.
+    pub(super) fn page_alloc(&self, bytes: usize, align: usize) -> Option<usize> {
+        let mut pages = self.pages.lock();
+        let run = pages.alloc(&self.meta, bytes, align)?;
+        self.publish_pages(&pages);
+        Some(run.addr)
+    }
+
+    pub(super) fn page_free(&self, addr: usize, bytes: usize) {
+        let mut pages = self.pages.lock();
+        pages.free(&self.meta, addr, bytes);
+        self.trim_pages(&mut pages);
+        self.publish_pages(&pages);
+    }
+
+    /// Lets free memory go in steps, so that what is freed after a peak is either used again soon or gone within a second.
+    pub(super) fn trim_pages(&self, pages: &mut Pages<P>) {
+        let counts = pages.counts();
+        let keep = DIRTY_KEEP_PAGES.max(counts.out / 8);
+        if counts.free_dirty <= keep {
+            return;
+        }
+        let now = P::now_ns();
+        let last = self.last_purge_ns.load(Ordering::Relaxed);
+        if last == 0 || now.wrapping_sub(last) >= PURGE_EVERY_NS {
+            self.last_purge_ns.store(now, Ordering::Relaxed);
+            if last != 0 && now - last < 4 * PURGE_EVERY_NS {
+                pages.purge(keep + (counts.free_dirty - keep) / 2);
+            }
+        }
+    }
+
+    pub(super) fn publish_pages(&self, pages: &Pages<P>) {
+        let counts = pages.counts();
+        let header = self.stats().header();
+        self.heap_bytes.store(pages.heap_bytes(), Ordering::Release);
+        header.pages_free_dirty.store(counts.free_dirty, Ordering::Relaxed);
+        header.pages_free_clean.store(counts.free_clean, Ordering::Relaxed);
+    }
+
+    pub(super) fn publish_keg(&self, class: usize, keg: &Keg) {
+        let record = self.stats().zone(class);
+        let before = record.slabs.load(Ordering::Relaxed);
+        record.slab_free.store(keg.free_items as u64, Ordering::Relaxed);
+        if before != keg.slabs as u64 {
+            record.slabs.store(keg.slabs as u64, Ordering::Relaxed);
+            let pages = (slab_layout_of(class).slab_bytes >> P::PAGE_SHIFT) as u64;
+            let delta = (keg.slabs as u64).wrapping_sub(before).wrapping_mul(pages);
+            self.stats().header().pages_slab.fetch_add(delta, Ordering::Relaxed);
+        }
+        let used = self.meta.lock().used_bytes();
+        self.stats().header().meta_used_bytes.store(used as u64, Ordering::Relaxed);
+    }
+
+    /// Shows the slot's counts of a zone to readers.
+    pub(super) fn publish_zone(&self, slot: &Slot, class: usize) {
+        let cache = &slot.caches[class];
+        let line = self.stats().zone_line(slot.index as usize, class);
+        line.allocs.store(cache.allocs, Ordering::Relaxed);
+        line.frees.store(cache.frees, Ordering::Relaxed);
+    }
+}
+
+static LAYOUTS: [SlabLayout; SLAB_CLASSES] = {
+    let mut out = [slab_layout(0); SLAB_CLASSES];
+    let mut class = 0;
+    while class < SLAB_CLASSES {
+        out[class] = slab_layout(class);
+        class += 1;
+    }
+    out
+};
+
+pub(super) fn slab_layout_of(class: usize) -> &'static SlabLayout {
+    &LAYOUTS[class]
+}
