@@ -190,14 +190,20 @@ impl Live {
                         return seen;
                     }
                 }
-                Err(why) => {
-                    if why == RecvTimeoutError::Timeout {
-                        self.kill();
-                    }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.kill();
+                    panic!("{} hangs; it said {seen:#?}", self.shown);
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let shown = std::mem::take(&mut self.shown);
+                    self.stdin = None;
+                    let status = self.child.wait().expect("it is our child");
+                    let stderr = std::mem::replace(&mut self.stderr, std::thread::spawn(Vec::new));
+                    let errors = stderr.join().expect("the reader does not panic");
+                    let last = &seen[seen.len().saturating_sub(20)..];
                     panic!(
-                        "{} {}; it said {seen:#?}",
-                        self.shown,
-                        if why == RecvTimeoutError::Timeout { "hangs" } else { "ended early" }
+                        "{shown} ended early, {status}: {}; it said last {last:#?}",
+                        String::from_utf8_lossy(&errors)
                     );
                 }
             }

@@ -100,3 +100,8 @@ fn an_emptied_environment() {
     let case = Case::new("/usr/bin/env").args(["-i".as_ref(), program.as_os_str()]);
     assert_eq!(case.run(Host::Plain).good().text(), case.run(Host::Kernmalloc).good().text());
 }
+
+#[test]
+fn a_foreign_mapping_where_the_heap_would_grow() {
+    says(&Case::new(cc("intruder")), "unharmed\n");
+}
