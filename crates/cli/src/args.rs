@@ -57,8 +57,11 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) table: TableArgs,
+    /// Show the programs that it starts or forks, too; the default
+    #[arg(long, overrides_with = "no_follow_fork", hide = true)]
+    pub(crate) follow_fork: bool,
     /// Show the program alone, not those that it starts or forks
-    #[arg(long)]
+    #[arg(long, overrides_with = "follow_fork")]
     pub(crate) no_follow_fork: bool,
     /// Credit blocks to nobody, to the library that asked, or to the call site in it (the default)
     #[arg(long, value_enum, value_name = "TO")]

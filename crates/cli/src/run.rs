@@ -239,7 +239,7 @@ fn document(args: &RunArgs, members: &[&Member], heading: Option<&Heading<'_>>, 
             let running = if member.live.is_some() { ", running" } else { "" };
             out.push_str(&format!("{blank}pid {} {} (parent {}{image}{running})\n", p.pid, p.name(), p.parent_pid));
         }
-        for remark in report::remarks(&member.snapshot) {
+        for remark in report::remarks(&member.snapshot, member.live, symbols) {
             out.push_str(&format!("kernmalloc: {remark}\n"));
         }
         out.push_str(&report::types(&member.snapshot, member.live, &args.table, symbols));

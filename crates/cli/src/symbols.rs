@@ -58,6 +58,14 @@ impl Symbols {
         places
     }
 
+    /// The place of one return address in a library.
+    pub(crate) fn place(&mut self, lib: &Library, offset: u64, pid: Option<u32>) -> Option<Place> {
+        let file = self.file(lib, pid)?;
+        let source = Source::Elf(Elf::new(file));
+        let found = self.symbolizer.symbolize_single(&source, Input::VirtOffset(offset.checked_sub(1)?));
+        found.ok().map(place_of).filter(|place| place.function.is_some())
+    }
+
     /// The file of a library, unless another has taken its name since.
     fn file(&mut self, lib: &Library, pid: Option<u32>) -> Option<PathBuf> {
         if lib.anonymous {

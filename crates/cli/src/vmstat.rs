@@ -70,7 +70,7 @@ fn page(args: &VmstatArgs, object: &Object, symbols: &mut Symbols) -> Result<Str
     if args.table.json {
         return Ok(format!("{:#}\n", json::document(report::types_json(&snapshot, pid, &args.table, symbols))));
     }
-    for remark in report::remarks(&snapshot) {
+    for remark in report::remarks(&snapshot, pid, symbols) {
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("kernmalloc: {remark}\n"));
     }
     Ok(report::types(&snapshot, pid, &args.table, symbols))

@@ -343,18 +343,56 @@ fn the_library_is_written_once_and_only_to_a_directory_of_ours() {
     assert!(!Path::new(&library()).starts_with(dir.path()));
 }
 
+/// Builds a C program; `None` without a compiler, or without a static libc.
+fn compile(dir: &Path, source: &str, args: &[&str]) -> Option<String> {
+    let (file, program) = (dir.join("program.c"), dir.join("program"));
+    fs::write(&file, source).unwrap();
+    let built = Command::new("cc").args(args).arg("-o").arg(&program).arg(&file).output();
+    built.is_ok_and(|out| out.status.success()).then(|| program.to_string_lossy().into_owned())
+}
+
 #[test]
 fn a_program_without_an_object_is_explained() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("a.c");
-    let program = dir.path().join("static-program");
-    fs::write(&source, "int main(void) { return 4; }").unwrap();
-    let built = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).output();
-    if !built.is_ok_and(|out| out.status.success()) {
-        // No compiler, or no static libc: nothing to try it on.
-        return;
-    }
-    let out = run(&["--", program.to_str().unwrap()]);
+    let Some(program) = compile(dir.path(), "int main(void) { return 4; }", &["-static"]) else { return };
+    let out = run(&["--", &program]);
     assert_eq!(out.status.code(), Some(4));
     assert!(stderr(&out).contains("is statically linked"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_program_with_a_malloc_of_its_own_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "#include <stddef.h>
+        static char heap[1 << 20]; static size_t at;
+        void *malloc(size_t n) { void *p = heap + at; at += (n + 15) & ~15ul; return p; }
+        void free(void *p) { (void)p; }
+        void *calloc(size_t a, size_t b) { return malloc(a * b); }
+        void *realloc(void *p, size_t n) { return p ? NULL : malloc(n); }
+        int main(void) { return malloc(100) == NULL; }";
+    let Some(program) = compile(dir.path(), source, &["-fno-builtin"]) else { return };
+    let out = run(&["--", &program]);
+    assert_eq!(out.status.code(), Some(0));
+    let err = stderr(&out);
+    assert!(
+        err.contains("kernmalloc: program brings its own malloc") || err.contains("or brings its own malloc"),
+        "{err}"
+    );
+}
+
+#[test]
+fn a_misuse_is_reported_with_the_lines_of_its_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "#include <stdlib.h>
+        void *make(void) { return malloc(100); }
+        void drop(void *p) { free(p); }
+        int main(void) { void *p = make(); drop(p); drop(p); return 0; }";
+    let Some(program) = compile(dir.path(), source, &["-g", "-O0", "-w"]) else { return };
+    let out = run(&["--", &program]);
+    assert_eq!(out.status.code(), Some(134));
+    let err = stderr(&out);
+    assert!(err.contains("kernmalloc: program misused malloc (1 times); first report:"), "{err}");
+    for (function, line) in [("make", 2), ("drop", 3)] {
+        assert!(err.contains(&format!(" [{function}, ")) && err.contains(&format!("program.c:{line}]")), "{err}");
+    }
 }

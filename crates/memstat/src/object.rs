@@ -629,6 +629,42 @@ mod tests {
         assert!(crate::find_programs().iter().any(|found| found.pid == std::process::id()));
     }
 
+    /// Two slots, each freeing what the other allocated, while a reader looks: a reader that took allocations before frees would see
+    /// more frees than allocations, sooner or later.
+    #[test]
+    fn a_running_program_never_has_less_than_nothing() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        let mut b = Builder::new(2);
+        b.ty(abi::type_kind::STATIC, abi::NO_LIB, 0, "temp", &[]);
+        let len = b.bytes().len();
+        let mut shared = Map::zeroed(len).unwrap();
+        shared.fill(0, len as u64).unwrap().copy_from_slice(b.bytes());
+        let lines = shared.u64("", at!(type_lines)).unwrap();
+        let row = shared.u64("", at!(type_lines) + offset_of!(Section, stride) as u64).unwrap();
+        let (first, second) = (shared.line(lines).unwrap(), shared.line(lines + row).unwrap());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for (from, to) in [(first, second), (second, first)] {
+                        from.count_alloc(48, 40, 2);
+                        to.count_free(48);
+                    }
+                }
+            });
+            for _ in 0..20_000 {
+                let totals = read_snapshot(&shared, &shared).unwrap().types[0].totals;
+                assert!(totals.in_use() <= 1_000_000_000, "{totals:?}");
+                assert!(totals.bytes_in_use() <= 48_000_000_000, "{totals:?}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let totals = read_snapshot(&shared, &shared).unwrap().types[0].totals;
+        assert_eq!((totals.in_use(), totals.bytes_in_use()), (0, 0));
+        assert!(totals.allocs > 0 && totals.bytes_requested == totals.allocs * 40);
+    }
+
     #[test]
     fn a_pid_that_cannot_be_opened() {
         assert!(matches!(Object::open_pid(u32::MAX / 2), Err(Error::NoSuchProcess { .. })));
