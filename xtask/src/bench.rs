@@ -326,7 +326,7 @@ fn real_programs(bench: &Bench) -> Result<Vec<Cell>> {
 
 fn large_c_file() -> String {
     let mut c = String::from("struct s { int a, b; double d; char text[32]; };\nint g(const char *, ...);\n");
-    for i in 0..900 {
+    for i in 0..350 {
         let _ = writeln!(
             c,
             "int f{i}(struct s *s, int n) {{ int sum = {i}; for (int i = 0; i < n; i++) switch ((s[i].a * {} + i) % 5) {{ \

@@ -28,6 +28,22 @@ pub fn cc(name: &str) -> PathBuf {
 /// The same with further arguments (libraries, `-shared`); `out` is the file's name.
 #[must_use]
 pub fn cc_with(name: &str, out: &str, args: &[&str]) -> PathBuf {
+    let c = source(&format!("{name}.c"));
+    if c.exists() {
+        build("gcc", "-std=gnu11", &c, out, args)
+    } else {
+        build("g++", "-std=c++17", &source(&format!("{name}.cc")), out, args)
+    }
+}
+
+/// Builds `tests/bench/NAME.c`.
+#[must_use]
+pub fn bench_program(name: &str, args: &[&str]) -> PathBuf {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/bench").join(format!("{name}.c"));
+    build("gcc", "-std=gnu11", &file, name, args)
+}
+
+fn build(compiler: &str, standard: &str, file: &Path, out: &str, args: &[&str]) -> PathBuf {
     static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let out = out_dir().join(out);
     // Held while building: two tests may want the same program.
@@ -35,10 +51,6 @@ pub fn cc_with(name: &str, out: &str, args: &[&str]) -> PathBuf {
     if built.contains(&out) {
         return out;
     }
-    let c = source(&format!("{name}.c"));
-    let cpp = c.exists();
-    let (compiler, standard, file) =
-        if cpp { ("gcc", "-std=gnu11", c) } else { ("g++", "-std=c++17", source(&format!("{name}.cc"))) };
     // To another name first: an earlier run may still execute the old file.
     let fresh = out.with_extension("new");
     let mut command = Command::new(compiler);
