@@ -159,6 +159,18 @@ impl Shape {
         Some(self.nocross == 0 || (addr ^ (addr + (self.size - 1))) & !(self.nocross - 1) == 0)
     }
 
+    /// The size of a range which surely has a place for the request, if the range begins at a multiple of `start_align`
+    /// (a power of two): what has to be imported. `None` if no size is sure, because where an import lies is for its source
+    /// to say and the request has bounds, or because the size is no number.
+    pub(crate) fn import_size(&self, start_align: usize) -> Option<usize> {
+        let sure = self.sure_size()?;
+        if self.align > start_align || self.nocross > start_align {
+            return Some(sure);
+        }
+        // All multiples of `start_align` are alike to this request: what serves from 0 on serves from any of them.
+        Some(self.place(0, usize::MAX)? + self.size)
+    }
+
     /// The size of a free segment in which the request has a place wherever the segment lies; `None` if there is
     /// no such size.
     pub(crate) const fn sure_size(&self) -> Option<usize> {

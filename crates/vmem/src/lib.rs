@@ -49,26 +49,47 @@
 //! [`RawArena::TAGS_PER_OP`].
 //!
 //! [`RawArena`] has no lock, never sleeps, calls nobody back but visitors of [`RawArena::walk`], and recurses
-//! nowhere.
+//! nowhere. [`Arena`] is one behind a lock, with what vmem(9) has besides: a [`TagSource`] that finds the tags, a parent
+//! to import from ([`Source`]), caches in front ([`QuantumCache`]), sleeping ([`Wait`]). Its text says what may sleep and
+//! what calls what.
 #![no_std]
 
-#[cfg(test)]
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(any(test, feature = "std"))]
 extern crate std;
 
+mod arena;
 mod check;
 mod error;
 mod fit;
 mod hash;
+#[cfg(feature = "alloc")]
+mod heap;
 mod lists;
 mod raw;
 mod spans;
+#[cfg(feature = "std")]
+mod std_system;
+mod system;
 mod tag;
 #[cfg(test)]
 mod tests;
 
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+pub use arena::{Arena, ArenaCounts, QCACHE_MAX, qcache_slab_size};
 pub use check::Damage;
 pub use error::Error;
 pub use fit::{Fit, Request};
 pub use hash::{Bucket, HASH_INLINE, HASH_MAX};
+#[cfg(feature = "alloc")]
+pub use heap::HeapTags;
+pub use platform::RawLock;
 pub use raw::{Counts, RawArena, Size};
+#[cfg(feature = "std")]
+pub use std_system::Std;
+pub use system::{Channel, Functions, QuantumCache, Source, System, TagSource, Wait};
 pub use tag::{Segment, SegmentKind, Tag};

@@ -193,6 +193,12 @@ impl RawArena {
         self.hash.wanted()
     }
 
+    /// [`RawArena::hash_wanted`] if that is more than now.
+    #[inline]
+    pub(crate) fn hash_too_small(&self) -> Option<usize> {
+        self.hash.wanted().filter(|&wanted| wanted > self.hash.buckets().len())
+    }
+
     /// Replaces the hash table by one in this memory, and returns the memory and number of buckets of the one before,
     /// unless that was the inline one. Moves every allocated segment: time linear in their number.
     ///

@@ -1,0 +1,499 @@
+//! The locked arena: imports, caches, tags, sleeping.
+
+use kernmalloc_vmem::{
+    Arena, Bucket, Channel, Error, Fit, Functions, HASH_INLINE, HeapTags, QuantumCache, Request, Segment, SegmentKind,
+    Size, Std, System, Tag, TagSource, Wait, qcache_slab_size,
+};
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
+use {Fit::Instant, Wait::NoSleep};
+
+type Ids<'a> = Arena<'a, Std>;
+
+fn with_span(name: &'static str, base: usize, size: usize) -> Ids<'static> {
+    let arena = Ids::new(name, 1, &HeapTags);
+    arena.add(base, size, NoSleep).unwrap();
+    arena
+}
+
+#[test]
+fn a_child_imports_what_it_needs_and_releases_what_is_free() {
+    let parent = Ids::new("parent", 16, &HeapTags);
+    parent.add(0, 1024, NoSleep).unwrap();
+    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 64);
+    let a = child.alloc(10, Instant, NoSleep).unwrap();
+    let b = child.alloc(20, Instant, NoSleep).unwrap();
+    assert_eq!((a, b, parent.size(Size::Alloc), child.size(Size::Total)), (0, 10, 64, 64));
+    let c = child.alloc(100, Instant, NoSleep).unwrap();
+    assert_eq!((c, parent.size(Size::Alloc)), (64, 192));
+    child.free(a, 10).unwrap();
+    assert_eq!(parent.size(Size::Alloc), 192);
+    child.free(b, 20).unwrap();
+    assert_eq!((parent.size(Size::Alloc), child.size(Size::Total)), (128, 128));
+    child.free(c, 100).unwrap();
+    assert_eq!((parent.size(Size::Alloc), child.counts().imports, child.counts().releases), (0, 2, 2));
+    // What the child was given by `add` stays.
+    child.add(5000, 10, NoSleep).unwrap();
+    let d = child.alloc(10, Instant, NoSleep).unwrap();
+    child.free(d, 10).unwrap();
+    assert_eq!((d, child.size(Size::Total)), (5000, 10));
+    child.destroy().unwrap();
+    parent.destroy().unwrap();
+}
+
+/// What a request makes the arena ask its source for; `None`: nothing.
+fn asked_for(request: Request, alignment: usize) -> Option<usize> {
+    let asked = Mutex::new(None);
+    let import = |size, _| {
+        assert_eq!(asked.lock().unwrap().replace(size), None, "asked twice");
+        // As badly placed as the promise allows.
+        Some((alignment * 0x1001, size))
+    };
+    let source = Functions::new(import, |_, _| {}, alignment);
+    let arena = Ids::new("asking", 1, &HeapTags).with_import(&source, 1);
+    if let Ok(addr) = arena.xalloc(&request, NoSleep) {
+        arena.xfree(addr, request.size).unwrap();
+    } else {
+        assert_eq!(*asked.lock().unwrap(), None, "a useless import for {request:?}");
+    }
+    drop(arena);
+    asked.into_inner().unwrap()
+}
+
+#[test]
+fn nothing_is_imported_that_might_not_serve_the_request() {
+    let any = Request::new(10);
+    assert_eq!(asked_for(any, 1), Some(10));
+    assert_eq!(asked_for(Request { min: 1, ..any }, 1), None);
+    assert_eq!(asked_for(Request { max: usize::MAX - 1, ..any }, 1), None);
+    assert_eq!(asked_for(Request { align: 64, ..any }, 1), Some(10 + 63));
+    assert_eq!(asked_for(Request { align: 64, ..any }, 64), Some(10));
+    assert_eq!(asked_for(Request { align: 64, phase: 5, ..any }, 64), Some(15));
+    assert_eq!(asked_for(Request { nocross: 16, ..any }, 64), Some(10));
+    assert_eq!(asked_for(Request { nocross: 16, ..any }, 1), Some(19));
+    assert_eq!(asked_for(Request { align: 64, nocross: 16, phase: 8, ..any }, 1), None, "impossible");
+    assert_eq!(asked_for(Request { size: usize::MAX, align: 64, ..any }, 1), None, "no such size");
+}
+
+#[test]
+fn a_source_that_gives_less_than_asked_gets_it_back() {
+    let given = AtomicUsize::new(0);
+    let source = Functions::new(
+        |size, _| {
+            given.fetch_add(1, SeqCst);
+            Some((0, size / 2))
+        },
+        |_, _| {
+            given.fetch_sub(1, SeqCst);
+        },
+        1,
+    );
+    let arena = Ids::new("cheated", 1, &HeapTags).with_import(&source, 1);
+    assert_eq!(arena.alloc(10, Instant, NoSleep), Err(Error::NoSpace));
+    assert_eq!((given.load(SeqCst), arena.size(Size::Total)), (0, 0));
+}
+
+#[test]
+fn the_limit_is_kept_by_imports() {
+    let parent = with_span("parent", 0, 1000);
+    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 1);
+    child.set_limit(Some(100));
+    let a = child.alloc(60, Instant, NoSleep).unwrap();
+    assert_eq!(child.alloc(41, Instant, NoSleep), Err(Error::NoSpace));
+    let b = child.alloc(40, Instant, NoSleep).unwrap();
+    assert_eq!((child.size(Size::Total), parent.size(Size::Alloc)), (100, 100));
+    child.set_limit(None);
+    let c = child.alloc(41, Instant, NoSleep).unwrap();
+    for (addr, size) in [(a, 60), (b, 40), (c, 41)] {
+        child.free(addr, size).unwrap();
+    }
+}
+
+#[test]
+fn an_empty_arena_calls_reclaim_once_and_looks_again() {
+    let arena: &Ids = Box::leak(Box::new(with_span("ids", 0, 4)));
+    let kept = Mutex::new(vec![arena.alloc(4, Instant, NoSleep).unwrap()]);
+    let calls = Mutex::new(Vec::new());
+    let reclaim: &(dyn Fn(usize) + Sync) = Box::leak(Box::new(move |size| {
+        calls.lock().unwrap().push(size);
+        assert!(calls.lock().unwrap().len() < 3, "called again and again");
+        if let Some(addr) = kept.lock().unwrap().pop() {
+            arena.free(addr, 4).unwrap();
+        }
+    }));
+    arena.set_reclaim(Some(reclaim));
+    assert_eq!(arena.alloc(3, Instant, NoSleep), Ok(0));
+    assert_eq!(arena.alloc(3, Instant, NoSleep), Err(Error::NoSpace));
+    assert_eq!(arena.counts().fails, 1);
+    arena.set_reclaim(None);
+    assert_eq!(arena.alloc(3, Instant, NoSleep), Err(Error::NoSpace));
+}
+
+/// The plainest quantum cache: a stack per size.
+struct Stacks<S: System> {
+    arena: OnceLock<&'static Arena<'static, S>>,
+    kept: [Mutex<Vec<usize>>; 16],
+}
+
+impl<S: System> QuantumCache for Stacks<S> {
+    fn alloc(&self, quanta: usize, wait: Wait) -> Option<usize> {
+        let kept = self.kept[quanta - 1].lock().unwrap().pop();
+        kept.or_else(|| self.arena.get()?.xalloc(&Request::new(quanta), wait).ok())
+    }
+
+    fn free(&self, quanta: usize, addr: usize) {
+        self.kept[quanta - 1].lock().unwrap().push(addr);
+    }
+
+    fn drain(&self) {
+        for (index, kept) in self.kept.iter().enumerate() {
+            for addr in std::mem::take(&mut *kept.lock().unwrap()) {
+                self.arena.get().unwrap().xfree(addr, index + 1).unwrap();
+            }
+        }
+    }
+}
+
+fn with_stacks<S: System>(size: usize) -> &'static Arena<'static, S> {
+    let stacks: &'static Stacks<S> = Box::leak(Box::new(Stacks { arena: OnceLock::new(), kept: Default::default() }));
+    let arena: &'static Arena<S> =
+        Box::leak(Box::new(Arena::new("cached", 1, &HeapTags).with_quantum_cache(stacks, 8)));
+    assert!(stacks.arena.set(arena).is_ok());
+    arena.add(0, size, NoSleep).unwrap();
+    arena
+}
+
+/// A system of its own, in which nobody sleeps: sleepers of other tests would have the caches drained.
+struct Awake;
+
+impl System for Awake {
+    type Lock = <Std as System>::Lock;
+
+    fn channel() -> &'static Channel {
+        static CHANNEL: Channel = Channel::new();
+        &CHANNEL
+    }
+
+    fn wait(_word: &AtomicU32, _seen: u32) {
+        panic!("nobody sleeps here")
+    }
+
+    fn wake_all(_word: &AtomicU32) {
+        panic!("nobody sleeps here")
+    }
+}
+
+#[test]
+fn caches_serve_small_sizes_and_address_0_among_them() {
+    let arena = with_stacks::<Awake>(100);
+    assert_eq!(arena.alloc(3, Instant, NoSleep), Ok(0));
+    arena.free(0, 3).unwrap();
+    assert_eq!(arena.size(Size::Alloc), 3, "kept in the cache");
+    assert_eq!(arena.alloc(3, Instant, NoSleep), Ok(0));
+    arena.free(0, 3).unwrap();
+    // The whole arena can be had only if the cache lets go.
+    assert_eq!(arena.alloc(100, Instant, NoSleep), Ok(0));
+    assert_eq!(arena.alloc(1, Instant, NoSleep), Err(Error::NoSpace));
+    arena.free(0, 100).unwrap();
+    assert_eq!(arena.size(Size::Alloc), 0);
+}
+
+#[test]
+fn slabs_of_caches_waste_a_quarter_at_most() {
+    assert_eq!((qcache_slab_size(16), qcache_slab_size(5), qcache_slab_size(4096 * 16)), (64, 16, 4096 * 64));
+    assert!((1..10000).all(|max| (qcache_slab_size(max) % max) * 4 <= qcache_slab_size(max)));
+}
+
+/// Runs `sleeper` in a thread; asserts that it sleeps until `waker` has run.
+fn sleeps_until<T: Send>(sleeper: impl FnOnce() -> T + Send, waker: impl FnOnce()) -> T {
+    let woken = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sleeping = scope.spawn(|| {
+            let result = sleeper();
+            assert!(woken.load(SeqCst), "did not sleep");
+            result
+        });
+        thread::sleep(Duration::from_millis(50));
+        woken.store(true, SeqCst);
+        waker();
+        sleeping.join().unwrap()
+    })
+}
+
+#[test]
+fn a_request_that_may_sleep_waits_for_a_free() {
+    let arena = with_span("ids", 0, 4);
+    arena.alloc(4, Instant, NoSleep).unwrap();
+    let got = sleeps_until(|| arena.alloc(2, Instant, Wait::Sleep), || arena.free(0, 4).unwrap());
+    assert_eq!(got, Ok(0));
+    assert!(arena.counts().waits >= 1);
+    // ... or for an addition, or for a tail given back.
+    let got = sleeps_until(|| arena.alloc(10, Instant, Wait::Sleep), || arena.add(100, 10, NoSleep).unwrap());
+    assert_eq!(got, Ok(100));
+    let got =
+        sleeps_until(|| arena.alloc(5, Instant, Wait::Sleep), || arena.shrink_in_place(100, 10, 5, NoSleep).unwrap());
+    assert_eq!(got, Ok(105));
+}
+
+#[test]
+fn a_child_waits_for_its_parent() {
+    let parent = with_span("parent", 0, 8);
+    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 8);
+    parent.alloc(1, Instant, NoSleep).unwrap();
+    let got = sleeps_until(|| child.alloc(5, Instant, Wait::Sleep), || parent.free(0, 1).unwrap());
+    assert_eq!(got, Ok(0));
+}
+
+#[test]
+fn a_range_that_goes_into_a_cache_wakes_who_needs_it() {
+    let arena = with_stacks::<Std>(8);
+    arena.alloc(8, Instant, NoSleep).unwrap();
+    let got = sleeps_until(|| arena.xalloc(&Request::new(8), Wait::Sleep), || arena.free(0, 8).unwrap());
+    assert_eq!(got, Ok(0));
+}
+
+#[test]
+fn threads_never_hold_one_number_twice() {
+    const IDS: usize = 64;
+    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let parent = with_span("parent", 0, IDS);
+    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 8);
+    let held: [AtomicU8; IDS] = [const { AtomicU8::new(0) }; IDS];
+    thread::scope(|scope| {
+        for id in 0..4usize {
+            let (parent, child, held) = (&parent, &child, &held);
+            scope.spawn(move || {
+                let mut random = id;
+                for _ in 0..rounds {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    // Nobody sleeps holding anything, so there is no deadlock; the largest need the whole range.
+                    let from_parent = random >> 40 & 3 == 0;
+                    let size = if random >> 50 & 255 == 0 { IDS } else { 1 + (random >> 45) % 20 };
+                    let addr = if from_parent {
+                        parent.alloc(size, Instant, Wait::Sleep)
+                    } else {
+                        child.alloc(size, Instant, Wait::Sleep)
+                    };
+                    let addr = addr.unwrap();
+                    assert!(held[addr..addr + size].iter().all(|id| id.fetch_add(1, SeqCst) == 0));
+                    assert!(held[addr..addr + size].iter().all(|id| id.fetch_sub(1, SeqCst) == 1));
+                    if from_parent { parent.free(addr, size) } else { child.free(addr, size) }.unwrap();
+                }
+            });
+        }
+    });
+    child.validate().unwrap();
+    parent.validate().unwrap();
+    assert_eq!((child.size(Size::Total), parent.size(Size::Alloc)), (0, 0));
+}
+
+/// Tags of the heap, counted; one request in `fail_each` fails.
+struct Scarce {
+    out: AtomicUsize,
+    asked: AtomicUsize,
+    fail_each: usize,
+}
+
+// SAFETY: 1. is HeapTags' promise.
+unsafe impl TagSource for Scarce {
+    fn get(&self, wait: Wait) -> Option<(NonNull<Tag>, usize)> {
+        if self.asked.fetch_add(1, SeqCst).is_multiple_of(self.fail_each) {
+            return None;
+        }
+        self.out.fetch_add(1, SeqCst);
+        HeapTags.get(wait)
+    }
+
+    unsafe fn put(&self, tag: NonNull<Tag>) {
+        self.out.fetch_sub(1, SeqCst);
+        // SAFETY: 1. is the caller's.
+        unsafe { HeapTags.put(tag) };
+    }
+
+    fn get_buckets(&self, count: usize) -> Option<NonNull<Bucket>> {
+        if self.asked.fetch_add(1, SeqCst).is_multiple_of(self.fail_each) {
+            return None;
+        }
+        self.out.fetch_add(1, SeqCst);
+        HeapTags.get_buckets(count)
+    }
+
+    unsafe fn put_buckets(&self, mem: NonNull<Bucket>, count: usize) {
+        self.out.fetch_sub(1, SeqCst);
+        // SAFETY: 1. is the caller's.
+        unsafe { HeapTags.put_buckets(mem, count) };
+    }
+}
+
+#[test]
+fn whatever_the_tag_source_refuses_nothing_is_lost() {
+    for fail_each in [2, 3, 5, 17] {
+        let tags = Scarce { out: AtomicUsize::new(0), asked: AtomicUsize::new(0), fail_each };
+        {
+            let parent = Ids::new("parent", 1, &tags);
+            while parent.add(0, 100_000, NoSleep).is_err() {}
+            let child = Ids::new("child", 1, &tags).with_import(&parent, 128);
+            let mut live = Vec::new();
+            let mut refused = 0;
+            for step in 0..3000usize {
+                let size = 1 + step * 7 % 50;
+                match child.alloc(size, Instant, NoSleep) {
+                    Ok(addr) => live.push((addr, size)),
+                    Err(error) => {
+                        assert!(matches!(error, Error::NoTags | Error::NoSpace));
+                        refused += 1;
+                    }
+                }
+                if step % 3 == 0 && !live.is_empty() {
+                    let (addr, size) = live.swap_remove(step * 31 % live.len());
+                    child.free(addr, size).unwrap();
+                }
+                if step % 100 == 0 {
+                    child.validate().unwrap();
+                    parent.validate().unwrap();
+                    child.update();
+                }
+            }
+            assert!(refused > 0, "the test tests nothing");
+            assert_eq!(child.size(Size::Alloc), live.iter().map(|live| live.1).sum::<usize>());
+            assert_eq!(child.size(Size::Total), parent.size(Size::Alloc));
+            for (addr, size) in live {
+                child.free(addr, size).unwrap();
+            }
+            assert_eq!(parent.size(Size::Alloc), 0);
+            child.destroy().unwrap();
+            parent.destroy().unwrap();
+        }
+        assert_eq!(tags.out.load(SeqCst), 0, "tags were lost");
+    }
+}
+
+#[repr(align(4096))]
+struct Page(#[expect(dead_code, reason = "memory is only handed out")] MaybeUninit<[u8; 4096]>);
+
+/// See [`Arena::with_reserve`]: one in the source at a time.
+const RESERVE: usize = 4;
+
+/// A machine's memory, whose addresses are in an arena that gets its tags from that memory: the loop that a kernel has.
+struct Machine {
+    memory: Box<[UnsafeCell<Page>]>,
+    /// Serves until the arena does.
+    boot: Mutex<Vec<usize>>,
+    arena: OnceLock<&'static Ids<'static>>,
+    inside: Mutex<()>,
+}
+
+// SAFETY: the memory is only handed out by address.
+unsafe impl Sync for Machine {}
+// SAFETY: as above.
+unsafe impl Send for Machine {}
+
+// SAFETY: 1. each page is handed out once: by the boot list, or by the arena to whom the others belong.
+unsafe impl TagSource for Machine {
+    fn get(&self, _wait: Wait) -> Option<(NonNull<Tag>, usize)> {
+        // One at a time, so that a reserve for one suffices.
+        let _inside = self.inside.lock().unwrap();
+        let page = match self.boot.lock().unwrap().pop() {
+            Some(page) => page,
+            None => self.arena.get()?.alloc(1, Instant, Wait::Reserve).ok()?,
+        };
+        // The arena's own reserve first, then who asked.
+        let (mem, count) = (NonNull::new(self.memory[page].get())?.cast::<Tag>(), size_of::<Page>() / size_of::<Tag>());
+        let mut own = 0;
+        if let Some(arena) = self.arena.get() {
+            own = RESERVE.saturating_sub(arena.tags_free());
+            // SAFETY: within the page, given to nobody else, and never put anywhere.
+            unsafe { arena.donate_tags(mem, own) };
+        }
+        // SAFETY: own is less than a page of tags.
+        Some((unsafe { mem.add(own) }, count - own))
+    }
+
+    unsafe fn put(&self, _tag: NonNull<Tag>) {}
+}
+
+#[test]
+fn an_arena_may_feed_its_own_tags() {
+    const PAGES: usize = 400;
+    let machine: &'static Machine = Box::leak(Box::new(Machine {
+        memory: (0..PAGES).map(|_| UnsafeCell::new(Page(MaybeUninit::uninit()))).collect(),
+        boot: Mutex::new(vec![0]),
+        arena: OnceLock::new(),
+        inside: Mutex::new(()),
+    }));
+    let pages: &'static Ids = Box::leak(Box::new(Ids::new("pages", 1, machine).with_reserve(RESERVE)));
+    assert!(machine.arena.set(pages).is_ok());
+    pages.add(1, PAGES - 1, NoSleep).unwrap();
+    let others = Ids::new("others", 1, machine);
+    others.add(0, usize::MAX, NoSleep).unwrap();
+    // Every second of many numbers, so that every number costs tags; all pages go into them.
+    let mut count = 0;
+    let error = loop {
+        let request = Request { min: 2 * count, max: 2 * count, ..Request::new(1) };
+        match others.xalloc(&request, NoSleep) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Error::NoTags);
+    assert!(pages.alloc(1, Instant, NoSleep).unwrap_err().is_shortage());
+    assert_eq!(pages.size(Size::Free), 0);
+    assert!(count > (PAGES - 4) * 60 / 2, "{count} numbers from {PAGES} pages");
+    pages.validate().unwrap();
+    others.validate().unwrap();
+}
+
+#[test]
+fn the_hash_follows_the_number_of_segments() {
+    let arena = with_span("ids", 0, 100_000);
+    for id in 0..10_000 {
+        assert_eq!(arena.alloc(3, Instant, NoSleep), Ok(id * 3));
+    }
+    assert!(arena.counts().raw.buckets >= 4096, "{:?}", arena.counts());
+    for id in 0..10_000 {
+        arena.free(id * 3, 3).unwrap();
+    }
+    arena.update();
+    assert_eq!(arena.counts().raw.buckets, HASH_INLINE);
+}
+
+#[test]
+fn the_end_of_an_arena_tells_of_what_is_left() {
+    let parent = with_span("parent", 0, 100);
+    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 16);
+    let ids: Vec<usize> = (0..3).map(|_| child.alloc(10, Instant, NoSleep).unwrap()).collect();
+    child.free(ids[0], 10).unwrap();
+    let leak = Segment { kind: SegmentKind::Allocated, base: 16, size: 10 };
+    assert_eq!(child.destroy(), Err(leak));
+    assert_eq!(parent.size(Size::Alloc), 32, "what is in use isn't released");
+}
+
+#[test]
+fn an_arena_can_be_read() {
+    let parent = with_span("dma", 0x8000, 0x8000);
+    let arena = Ids::new("ring", 1, &HeapTags).with_import(&parent, 0x1000);
+    arena.alloc(0x800, Instant, NoSleep).unwrap();
+    arena.add(0, 0x10, NoSleep).unwrap();
+    let mut text = String::new();
+    arena.print(&mut text).unwrap();
+    let expected = "\
+arena ring: quantum 0x1
+  0x1010 in 2 spans: 0x800 allocated in 1, 0x810 free in 2, largest 0x800
+  tags 5 free 0, buckets 16
+  0x0..=0xf 0x10 span
+    0x0..=0xf 0x10 free
+  0x8000..=0x8fff 0x1000 span, imported
+    0x8000..=0x87ff 0x800 allocated
+    0x8800..=0x8fff 0x800 free
+";
+    assert_eq!(text, expected);
+    assert_eq!(arena.whatis(0x8801).map(|segment| segment.base), Some(0x8800));
+    let mut count = 0;
+    arena.walk(|_| count += 1);
+    assert_eq!((count, arena.roundup_size(5)), (5, Some(5)));
+}
