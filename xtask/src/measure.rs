@@ -28,7 +28,7 @@ pub(crate) fn allocators() -> Result<Vec<Allocator>> {
         let preload = debian::library(file).with_context(|| format!("{file} is not installed"))?;
         Ok(Allocator { name, preload: Some(preload), tunables: None })
     };
-    let ours = ours()?;
+    let ours = library()?;
     Ok(vec![
         Allocator { name: "glibc", preload: None, tunables: None },
         peer("mimalloc", "/usr/lib/*/libmimalloc.so.2")?,
@@ -39,14 +39,14 @@ pub(crate) fn allocators() -> Result<Vec<Allocator>> {
     ])
 }
 
-/// The library that the command carries.
-fn ours() -> Result<PathBuf> {
+/// Builds the command; the library that it carries.
+pub(crate) fn library() -> Result<PathBuf> {
     shell::run(shell::cargo().args(["build", "--quiet", "--release", "--package", "kernmalloc-cli"]))?;
     let path = shell::output(Command::new(command()).arg("library"))?;
     Ok(PathBuf::from(path.trim()))
 }
 
-/// The command, built by [`allocators`].
+/// The command, built by [`library`].
 pub(crate) fn command() -> PathBuf {
     shell::target_dir().join("release/kernmalloc")
 }

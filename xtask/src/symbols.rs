@@ -3,8 +3,8 @@
 //! On the paths of malloc nothing of libc may run: it may allocate, or be wrapped by the program. A crate's feature
 //! switched on elsewhere in the workspace can drag libc in without a line of ours changing, so the built file is asked.
 
-use crate::shell;
-use anyhow::{Context as _, Result, bail};
+use crate::{measure, shell};
+use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;
 
@@ -12,46 +12,27 @@ use std::process::Command;
 const ALLOWED: &[(&str, &str)] = &[
     ("__errno_location", "ENOMEM and EINVAL are part of malloc's contract; reads the thread pointer only"),
     ("__register_atfork", "locks are taken around fork; called once at start"),
-    ("pthread_atfork", "the same, by its public name"),
-    ("__cxa_finalize", "every shared library's start files refer to it, weakly"),
-    ("__cxa_atexit", "says that the program went through its exit handlers"),
-    ("__gmon_start__", "every shared library's start files refer to it, weakly"),
-    ("_ITM_deregisterTMCloneTable", "every shared library's start files refer to it, weakly"),
-    ("_ITM_registerTMCloneTable", "every shared library's start files refer to it, weakly"),
     ("__rseq_offset", "where the C library keeps the restartable sequence's area; weak, missing before glibc 2.35"),
     ("__rseq_size", "whether it registered one; weak"),
-    ("__rseq_flags", "how it registered it; weak"),
-    ("__libc_single_threaded", "whether a second thread was ever made; weak"),
-    ("__tls_get_addr", "weak in position-independent code"),
-    ("dl_iterate_phdr", "names of libraries; called when a call site is first seen, never inside a critical section"),
-    ("_dl_find_object", "the library of an address without a lock; weak, missing before glibc 2.35"),
-    ("dlsym", "whether the program brings its own malloc; called once at start"),
-    ("__cxa_throw", "weak: operator new throws bad_alloc through the program's own C++ library"),
-    ("__cxa_allocate_exception", "weak, the same"),
-    ("_ZSt17__throw_bad_allocv", "weak, the same"),
-    ("_ZSt15get_new_handlerv", "weak: operator new calls the program's handler"),
-    ("_ZSt7nothrow", "weak, data"),
-    ("environ", "tunables, read once at start"),
-    ("__environ", "the same"),
+    ("dlsym", "what we stand before (dlclose), and the program's C++ library; never on a path that serves memory"),
+    ("getauxval", "whether the program is setuid; read once at start"),
+    ("environ", "tunables; read once at start"),
+    ("fwrite", "malloc_info writes to a stream of the program's"),
     ("abort", "the end of a misuse report"),
     ("memcpy", "calloc and realloc copy; the C library's is the fastest, and calls nothing"),
     ("memmove", "as memcpy"),
     ("memset", "as memcpy"),
-    ("memcmp", "as memcpy"),
     ("bcmp", "as memcpy"),
     ("strlen", "as memcpy"),
+    ("__cxa_finalize", "every shared library's start files refer to it, weakly"),
+    ("__gmon_start__", "every shared library's start files refer to it, weakly"),
+    ("_ITM_deregisterTMCloneTable", "every shared library's start files refer to it, weakly"),
+    ("_ITM_registerTMCloneTable", "every shared library's start files refer to it, weakly"),
 ];
 
-/// Builds the library as it ships, and fails on a symbol that is not allowed.
+/// Asks the library that the command carries; fails on a symbol that is not allowed.
 pub(crate) fn check() -> Result<()> {
-    shell::run(shell::cargo().args(["build", "--quiet", "--profile", "preload", "--package", "kernmalloc-preload"]))?;
-    let dir = shell::target_dir().join("preload");
-    let library = std::fs::read_dir(&dir)
-        .with_context(|| dir.display().to_string())?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|file| file.extension().is_some_and(|ext| ext == "so"))
-        .with_context(|| format!("{} holds no shared library: kernmalloc-preload built none", dir.display()))?;
+    let library = measure::library()?;
     let undefined = undefined(&library)?;
     let offending = offending(&undefined);
     if !offending.is_empty() {
@@ -60,7 +41,6 @@ pub(crate) fn check() -> Result<()> {
             offending.join(", ")
         );
     }
-    println!("undefined symbols of {}: all allowed", library.file_name().unwrap_or_default().to_string_lossy());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole of it, in the order in which a mistake is cheapest to find.
 
-use crate::{debian, layers, shell, symbols, tidy};
+use crate::{debian, layers, measure, shell, symbols, tidy};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
@@ -107,14 +107,11 @@ pub(crate) fn run() -> Result<()> {
         }
         Err(why) => tally.step("loom models", || Err(why)),
     }
-    tally.step("undefined symbols of the preload", symbols::check);
-    tally.step("the command", || {
-        shell::run(shell::cargo().args(["build", "--quiet", "--release", "--package", "kernmalloc-cli"]))
-    });
+    tally.step("the command, and undefined symbols of its library", symbols::check);
     tally.cargo_test(
         "programs under kernmalloc",
         shell::cargo()
-            .env("KERNMALLOC_COMMAND", shell::target_dir().join("release/kernmalloc"))
+            .env("KERNMALLOC_COMMAND", measure::command())
             .args(["test", "--quiet", "--no-fail-fast", "--release", "--package", CONFORMANCE])
             // One at a time: programs are compared by their accounts and their peaks, and some fill both CPUs.
             .args(PLAIN)
