@@ -43,6 +43,17 @@ pub fn bench_program(name: &str, args: &[&str]) -> PathBuf {
     build("gcc", "-std=gnu11", &file, name, args)
 }
 
+/// Builds `tests/programs/NAME.rs`.
+#[must_use]
+pub fn rustc(name: &str) -> PathBuf {
+    let out = out_dir().join(name);
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition=2024", "-O", "-g", "-o"]).arg(&out).arg(source(&format!("{name}.rs")));
+    let status = rustc.status().unwrap_or_else(|e| panic!("rustc: {e}"));
+    assert!(status.success(), "{rustc:?} failed");
+    out
+}
+
 fn build(compiler: &str, standard: &str, file: &Path, out: &str, args: &[&str]) -> PathBuf {
     static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let out = out_dir().join(out);

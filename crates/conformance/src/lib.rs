@@ -15,7 +15,7 @@ mod json;
 mod process;
 mod sandbox;
 
-pub use build::{bench_program, cc, cc_with, source};
+pub use build::{bench_program, cc, cc_with, rustc, source};
 pub use host::{Host, command, real_program};
 pub use json::{Site, account_adds_up, failures_of, library_totals, sites, sites_of_report};
 pub use process::{Case, Live, Run, descendant};

@@ -246,6 +246,14 @@ impl Live {
         }
     }
 
+    /// Sends a signal to the program itself, and waits for the end.
+    #[must_use]
+    pub fn signal_and_finish(self, signal: i32) -> Run {
+        // SAFETY: no memory is involved; the pid is of our descendant, which its parent has not waited for.
+        unsafe { libc::kill(self.pid() as i32, signal) };
+        self.finish()
+    }
+
     /// Sends a signal to the process that was started (the command, where there is one), and waits for its end.
     #[must_use]
     pub fn signal_first_and_finish(self, signal: i32) -> Run {

@@ -1,6 +1,8 @@
 //! Who holds the memory: every row against a program's own books, to the block and the byte.
 
-use kernmalloc_conformance::{Case, Host, Sandbox, Site, cc, cc_with, library_totals, sites, sites_of_report};
+use kernmalloc_conformance::{
+    Case, Host, Sandbox, Site, cc, cc_with, library_totals, real_program, rustc, sites, sites_of_report,
+};
 use std::collections::BTreeMap;
 
 /// A call site as the program keeps its books on it.
@@ -144,21 +146,22 @@ fn the_script_on_sixty_threads() {
     script_equals_table("3000000", "60", "4", None);
 }
 
-#[test]
-fn wrappers_are_looked_through() {
-    let program = cc_with("wrappers", "wrappers", &["-ldl"]);
-    let mut live = Case::new(program).start(Host::Kernmalloc);
+/// Compares the callers that a program names with the rows of their functions.
+fn callers_are_credited(case: &Case, expected: usize) {
+    let mut live = case.start(Host::Kernmalloc);
     let lines = live.wait_for(|line| line == "wait");
     let table = sites(live.pid());
-    let mut wrong = Vec::new();
-    let mut callers = 0;
+    let (mut wrong, mut callers) = (Vec::new(), 0);
     for line in lines {
         let Some(rest) = line.strip_prefix("caller ") else { continue };
         let words: Vec<&str> = rest.split(' ').collect();
         let [function, blocks, bytes] = words[..] else { panic!("{line}") };
         let (blocks, bytes): (u64, u64) = (blocks.parse().unwrap(), bytes.parse().unwrap());
         callers += 1;
-        let rows = || table.iter().filter(|site| site.function.as_deref() == Some(function));
+        // Rust's names are paths.
+        let named =
+            |site: &&Site| site.function.as_deref().is_some_and(|name| name.rsplit("::").next() == Some(function));
+        let rows = || table.iter().filter(named);
         let in_use: u64 = rows().map(|site| site.in_use).sum();
         let bytes_in_use: u64 = rows().map(|site| site.bytes_in_use).sum();
         if in_use != blocks || bytes_in_use < bytes {
@@ -167,9 +170,69 @@ fn wrappers_are_looked_through() {
             ));
         }
     }
-    assert_eq!(callers, 11);
+    assert_eq!(callers, expected);
     assert!(wrong.is_empty(), "{wrong:#?}\n{table:#?}");
     drop(live.finish().good());
+}
+
+#[test]
+fn wrappers_are_looked_through() {
+    callers_are_credited(&Case::new(cc_with("wrappers", "wrappers", &["-ldl"])), 11);
+}
+
+#[test]
+fn the_wrappers_of_rust_are_looked_through() {
+    callers_are_credited(&Case::new(rustc("rusty")), 6);
+}
+
+/// Python allocates through several layers of its own; none of them holds anything.
+#[test]
+fn the_wrappers_of_python_are_looked_through() {
+    let script = "x = [str(i) * 9 for i in range(100000)]; print('ready', flush=True); input()";
+    let case = Case::new(real_program("python3")).args(["-c", script]).env("PYTHONMALLOC", "malloc");
+    let mut live = case.start(Host::Kernmalloc);
+    live.wait_for(|line| line == "ready");
+    let table = sites(live.pid());
+    let all: u64 = table.iter().map(|site| site.in_use).sum();
+    assert!(all > 100_000, "{table:#?}");
+    let wrappers = [
+        "PyMem_Malloc",
+        "PyMem_Calloc",
+        "PyMem_Realloc",
+        "PyMem_RawMalloc",
+        "PyMem_RawCalloc",
+        "PyMem_RawRealloc",
+        "PyObject_Malloc",
+        "PyObject_Calloc",
+        "PyObject_Realloc",
+    ];
+    let held: Vec<&Site> = table
+        .iter()
+        .filter(|site| site.in_use > 0 && site.function.as_deref().is_some_and(|name| wrappers.contains(&name)))
+        .collect();
+    assert!(held.is_empty(), "{held:#?}");
+    live.say(b"\n");
+    drop(live.finish().good());
+}
+
+/// The figures are in memory that the command holds too: a program killed at once leaves all of them.
+#[test]
+fn a_killed_program_leaves_its_figures() {
+    for library in ["script_a", "script_b"] {
+        drop(cc_with(library, &format!("lib{library}.so"), &["-fPIC", "-shared"]));
+    }
+    let program = cc_with("script", "script", &["-L.", "-lscript_a", "-lscript_b", "-Wl,-rpath,$ORIGIN"]);
+    let sandbox = Sandbox::new("killed");
+    let report = sandbox.file("report.json");
+    let mut live = Case::new(program).args(["400000", "4", "5"]).report(&report).start(Host::Kernmalloc);
+    let lines = live.wait_for(|line| line == "wait");
+    let books: Vec<Booked> = lines.iter().filter_map(|line| Booked::parse(line)).collect();
+    let run = live.signal_and_finish(libc::SIGKILL);
+    assert!(run.ended_by(libc::SIGKILL), "{run}");
+    let table = sites_of_report(&report);
+    for site in &books {
+        site.assert_is(site.row(&table), "killed");
+    }
 }
 
 /// What a library allocated stays its own after it is gone.
