@@ -328,15 +328,25 @@ pub struct ZoneLine {
     pub frees: AtomicU64,
 }
 
+/// A free item in a bucket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheEntry {
+    /// Address of the item.
+    pub item: usize,
+    /// Address of its tag, so that who takes it out need not look for it; 0 for runs of pages.
+    pub tag: usize,
+}
+
 /// The per-CPU cache of one zone: one cache line, changed only inside the slot's critical section.
 ///
 /// Here because a reader with ptrace rights copies it out of the live program.
 #[repr(C, align(64))]
 pub struct CpuCache {
     /// Items of the bucket that allocations pop and frees push.
-    pub alloc_items: *mut usize,
+    pub alloc_items: *mut CacheEntry,
     /// Items of the bucket behind it.
-    pub free_items: *mut usize,
+    pub free_items: *mut CacheEntry,
     /// How many items the first holds.
     pub alloc_count: u32,
     /// How many items either may hold.

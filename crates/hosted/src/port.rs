@@ -29,6 +29,10 @@ unsafe impl Platform for Linux {
         section::enter()
     }
 
+    fn enter_other() -> usize {
+        section::enter_other()
+    }
+
     #[inline(always)]
     unsafe fn leave(slot: usize) {
         // SAFETY: 1. passed on.

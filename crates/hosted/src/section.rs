@@ -31,6 +31,9 @@ pub(crate) const ROWS: usize = 4;
 /// What the sequence reads, on a page of its own that a fork wipes.
 #[repr(C, align(4096))]
 pub(crate) struct Hot {
+    /// A load is held up by an earlier store to another page at the same offset; slots begin with their lock word, so
+    /// what is read before every section stays clear of the first offsets of a page.
+    clear: [u8; 2112],
     /// CPU identities, 0 while no sequence may run.
     limit: AtomicU32,
     /// 1 with rseq, 2 with thread slots, 0 before boot (and in a child that was not adopted yet).
@@ -40,17 +43,18 @@ pub(crate) struct Hot {
     /// From the thread pointer to the CPU identity.
     id: AtomicUsize,
     base: AtomicUsize,
-    rest: [u8; 4096 - 32],
+    rest: [u8; 4096 - 2112 - 32],
 }
 
 /// See [`Hot`]. Zero at start, hence in anonymous memory.
 pub(crate) static HOT: Hot = Hot {
+    clear: [0; 2112],
     limit: AtomicU32::new(0),
     mode: AtomicU32::new(0),
     area: AtomicUsize::new(0),
     id: AtomicUsize::new(0),
     base: AtomicUsize::new(0),
-    rest: [0; 4096 - 32],
+    rest: [0; 4096 - 2112 - 32],
 };
 
 /// What [`HOT`] is set from, also again in an adopted child.
@@ -166,27 +170,30 @@ unsafe fn attempt(base: usize) -> usize {
         core::arch::asm!(
             ".pushsection __rseq_cs, \"aw\"", ".balign 32",
             "9: .long 0, 0", ".quad 2f, 3f-2f, 4f", ".popsection",
-            "6: mov {area}, qword ptr [rip + {hot} + 8]",
+            "6: mov {area}, qword ptr [rip + {hot} + {at} + 8]",
             "lea {slot}, [rip + 9b]",
             "mov qword ptr fs:[{area} + 8], {slot}", // arm: rseq->rseq_cs
-            "mov {area}, qword ptr [rip + {hot} + 16]",
+            "mov {area}, qword ptr [rip + {hot} + {at} + 16]",
             "2: mov {slot:e}, dword ptr fs:[{area}]", // which CPU
-            "cmp {slot:e}, dword ptr [rip + {hot}]",
+            "cmp {slot:e}, dword ptr [rip + {hot} + {at}]",
             "jae 5f",
             "shl {slot}, {shift}",
             "add {slot}, {base}",
             "cmp dword ptr [{slot}], 0",
             "jne 5f",
             "mov dword ptr [{slot}], 1", // commit
-            "3: jmp 7f",
+            "3:",
+            ".pushsection .text.kernmalloc_section, \"ax\"",
             ".byte 0x0f, 0xb9, 0x3d", ".long 0x53053053", // the signature that the kernel wants before 4
             "4: jmp 6b",
             "5: xor {slot:e}, {slot:e}",
-            "7:",
+            "jmp 3b",
+            ".popsection",
             area = out(reg) _,
             slot = out(reg) slot,
             base = in(reg) base,
             hot = sym HOT,
+            at = const core::mem::offset_of!(Hot, limit),
             shift = const kern::SLOT_STRIDE_BYTES.trailing_zeros(),
             options(nostack)
         );
@@ -194,24 +201,22 @@ unsafe fn attempt(base: usize) -> usize {
     slot
 }
 
-/// A slot of the CPU we run on, or 0.
+/// The first slot of the CPU we run on, or 0.
 #[inline(always)]
 pub(crate) fn enter() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: 1. the first row starts at the base; before boot the limit is 0.
-        let slot = unsafe { attempt(HOT.base.load(Ordering::Relaxed)) };
-        if slot != 0 {
-            return slot;
-        }
+        unsafe { attempt(HOT.base.load(Ordering::Relaxed)) }
     }
+    #[cfg(not(target_arch = "x86_64"))]
     enter_other()
 }
 
 /// The CPU's first slot is held by a preempted thread, or there is no rseq.
 #[cold]
 #[inline(never)]
-fn enter_other() -> usize {
+pub(crate) fn enter_other() -> usize {
     match HOT.mode.load(Ordering::Relaxed) {
         #[cfg(target_arch = "x86_64")]
         1 => {
@@ -241,11 +246,11 @@ fn enter_other() -> usize {
         }
         _ if is_orphan() => {
             crate::fork::adopt();
-            enter()
+            enter_other()
         }
         _ => {
             // Before boot: the first request makes the allocator.
-            if crate::port::boot_on_first_use() { enter() } else { 0 }
+            if crate::port::boot_on_first_use() { enter_other() } else { 0 }
         }
     }
 }

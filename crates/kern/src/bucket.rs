@@ -5,6 +5,7 @@
 
 use core::ptr::NonNull;
 
+use abi::CacheEntry;
 use platform::{Lock, Platform};
 
 use crate::meta::Meta;
@@ -22,7 +23,7 @@ pub(crate) struct Bucket {
 const HEAD_BYTES: usize = size_of::<Bucket>();
 
 /// Sizes a bucket may have: header and items together fill a multiple of 64 bytes (uma(9) has the same ladder).
-const CAPACITIES: [u32; 7] = [6, 14, 30, 62, 126, 190, 254];
+const CAPACITIES: [u32; 7] = [3, 7, 15, 31, 63, 127, 255];
 
 /// Holding one proves that the bucket is ours: in no cache, no depot and no pool.
 pub(crate) struct BucketPtr(NonNull<Bucket>);
@@ -32,18 +33,18 @@ impl BucketPtr {
     ///
     /// # Safety
     /// 1. `items` came from [`BucketPtr::into_items`] and was not turned back yet.
-    pub(crate) unsafe fn from_items(items: *mut usize) -> Option<Self> {
+    pub(crate) unsafe fn from_items(items: *mut CacheEntry) -> Option<Self> {
         NonNull::new(items).map(|items| {
             // SAFETY: 1.: the head lies just before the items.
             Self(unsafe { items.cast::<u8>().sub(HEAD_BYTES).cast::<Bucket>() })
         })
     }
 
-    pub(crate) fn items(&self) -> *mut usize {
-        self.0.as_ptr().wrapping_add(1).cast::<usize>()
+    pub(crate) fn items(&self) -> *mut CacheEntry {
+        self.0.as_ptr().wrapping_add(1).cast::<CacheEntry>()
     }
 
-    pub(crate) fn into_items(self) -> *mut usize {
+    pub(crate) fn into_items(self) -> *mut CacheEntry {
         self.items()
     }
 
@@ -64,7 +65,7 @@ impl BucketPtr {
     }
 
     /// The items in it.
-    pub(crate) fn filled(&self) -> &[usize] {
+    pub(crate) fn filled(&self) -> &[CacheEntry] {
         // SAFETY: as in `count`; the first `count` items were written.
         unsafe { core::slice::from_raw_parts(self.items(), self.count()) }
     }
@@ -91,7 +92,8 @@ impl BucketPool {
             self.free[size] = unsafe { bucket.as_ref().next };
             return Some(BucketPtr(bucket));
         }
-        let memory = meta.lock().alloc(HEAD_BYTES + CAPACITIES[size] as usize * size_of::<usize>())?.cast::<Bucket>();
+        let memory =
+            meta.lock().alloc(HEAD_BYTES + CAPACITIES[size] as usize * size_of::<CacheEntry>())?.cast::<Bucket>();
         // SAFETY: a fresh record of that size.
         unsafe { memory.write(Bucket { next: core::ptr::null_mut(), count: 0, capacity: CAPACITIES[size] }) };
         Some(BucketPtr(memory))

@@ -58,6 +58,16 @@ pub const fn class_bytes(class: usize) -> usize {
     base + base / 4 * (steps % 4 + 1)
 }
 
+/// The run class whose items are exactly so large.
+#[must_use]
+pub const fn run_class(bytes: usize) -> Option<usize> {
+    if bytes <= SLAB_MAX_BYTES || bytes > RUN_MAX_BYTES {
+        return None;
+    }
+    let class = class_of(bytes);
+    if class_bytes(class) == bytes { Some(class) } else { None }
+}
+
 /// The largest alignment that every item of a class has, bytes; at most a page.
 #[must_use]
 pub const fn class_align(class: usize) -> usize {
@@ -148,14 +158,12 @@ pub const fn slab_layout(class: usize) -> SlabLayout {
     }
 }
 
-/// Fixed-point reciprocal of an item size, for an exact division of an offset in a slab.
-pub const RECIPROCAL_SHIFT: u32 = 40;
-
-/// `ceil(2^40 / bytes)`. For offsets below 2^20 and sizes of at most 2^16 the product's error stays below one unit:
-/// offset × (reciprocal × bytes − 2^40) < 2^20 × 2^16 < 2^40.
+/// `ceil(2^64 / bytes)`: the 128-bit product with an offset in a slab has the item's index in its upper half, and in its
+/// lower half a fraction that is less than the reciprocal itself exactly when the offset is the start of an item. (Offsets are
+/// below 2^20 and sizes at most 2^16, so the product's error stays far below the fraction's last places that count.)
 #[must_use]
 pub const fn reciprocal(bytes: usize) -> u64 {
-    (1u64 << RECIPROCAL_SHIFT).div_ceil(bytes as u64)
+    (u64::MAX / bytes as u64) + 1
 }
 
 /// Most items a bucket of this class holds: what is cached is bounded in bytes as well as in number (uma(9) ends at 254 of
@@ -165,8 +173,8 @@ pub const fn bucket_max(class: usize) -> usize {
     let bytes = class_bytes(class);
     let by_bytes = if class < SLAB_CLASSES { 32 * 1024 / bytes } else { 384 * 1024 / bytes };
     let least = if class < SLAB_CLASSES { 4 } else { 1 };
-    if by_bytes > 254 {
-        254
+    if by_bytes > 255 {
+        255
     } else if by_bytes < least {
         least
     } else {
@@ -220,8 +228,9 @@ mod tests {
         for class in 0..SLAB_CLASSES {
             let bytes = class_bytes(class);
             for offset in 0..slab_layout(class).slab_bytes {
-                let index = (offset as u64 * reciprocal(bytes)) >> RECIPROCAL_SHIFT;
-                assert_eq!(index as usize, offset / bytes);
+                let product = offset as u128 * u128::from(reciprocal(bytes));
+                assert_eq!((product >> 64) as usize, offset / bytes);
+                assert_eq!((product as u64) < reciprocal(bytes), offset.is_multiple_of(bytes));
             }
         }
     }

@@ -157,7 +157,7 @@ impl<P: Platform> Pages<P> {
     /// Marks a run as the pages of one slab.
     pub(crate) fn set_slab(&self, addr: usize, bytes: usize, descriptor: usize, class: usize) {
         for word in self.words(addr, bytes) {
-            word.store(page::slab(descriptor, class as u16), Ordering::Release);
+            word.store(page::slab(descriptor, class), Ordering::Release);
         }
     }
 

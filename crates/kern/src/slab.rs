@@ -9,7 +9,9 @@
 
 use core::ptr::NonNull;
 
-use crate::class::{CLASSES, RECIPROCAL_SHIFT, SLAB_CLASSES, SlabLayout, class_bytes, reciprocal, slab_layout};
+use abi::{CacheEntry, page};
+
+use crate::class::{SLAB_CLASSES, SlabLayout, class_bytes, reciprocal, slab_layout};
 
 /// Set in an item's tag while the item is free (in its slab or in any cache).
 pub(crate) const TAG_FREE: u16 = 0x8000;
@@ -42,84 +44,101 @@ const _: () = assert!(size_of::<Slab>() == crate::class::DESCRIPTOR_BYTES);
 #[derive(Clone, Copy)]
 pub(crate) struct ClassInfo {
     /// See [`reciprocal`].
-    pub(crate) reciprocal: u64,
+    reciprocal: u64,
+    /// Bit in a type's size mask.
+    pub(crate) size_mask: u64,
+    /// From the word of a slab's page, which is its descriptor's address plus its code, to its tags.
+    tags_offset: u64,
     /// Item bytes as served.
     pub(crate) bytes: u32,
     /// Slab bytes minus one.
-    pub(crate) slab_mask: u32,
+    slab_mask: u32,
     /// Offset of the first item in its slab.
     pub(crate) first_offset: u32,
-    /// From a slab's descriptor to its tags.
-    pub(crate) tags_offset: u32,
-    /// Items per slab.
+    /// Items per slab; 0 for a code that is no slab's.
     pub(crate) items: u32,
-    reserved: u32,
-    /// Bit in a type's size mask.
-    pub(crate) size_mask: u64,
 }
 
-/// By class; the run classes have only bytes and bit.
-pub(crate) static CLASS_INFO: [ClassInfo; CLASSES] = {
-    let zero = ClassInfo {
-        reciprocal: 0,
-        bytes: 0,
-        slab_mask: 0,
-        first_offset: 0,
-        tags_offset: 0,
-        items: 0,
-        reserved: 0,
-        size_mask: 0,
-    };
-    let mut out = [zero; CLASSES];
+impl ClassInfo {
+    const NONE: Self =
+        Self { reciprocal: 0, size_mask: 0, tags_offset: 0, bytes: 0, slab_mask: 0, first_offset: 0, items: 0 };
+}
+
+/// By code (see [`abi::page`]): a slab class plus one. Whatever else a page's word may say has no items.
+static CODE_INFO: [ClassInfo; page::CODES] = {
+    let mut out = [ClassInfo::NONE; page::CODES];
     let mut class = 0;
-    while class < CLASSES {
+    while class < SLAB_CLASSES {
         let bytes = class_bytes(class);
-        out[class].bytes = bytes as u32;
-        if class < SLAB_CLASSES {
-            let layout = slab_layout(class);
-            out[class].reciprocal = reciprocal(bytes);
-            out[class].slab_mask = layout.slab_bytes as u32 - 1;
-            out[class].first_offset = layout.first_offset as u32;
-            out[class].tags_offset = layout.tags_offset as u32;
-            out[class].items = layout.items as u32;
-            out[class].size_mask = 1 << class;
-        } else {
-            out[class].size_mask = 1 << abi::large_bit(bytes as u64);
-        }
+        let layout = slab_layout(class);
+        out[class + 1] = ClassInfo {
+            reciprocal: reciprocal(bytes),
+            size_mask: 1 << class,
+            tags_offset: layout.tags_offset as u64 - (class as u64 + 1),
+            bytes: bytes as u32,
+            slab_mask: layout.slab_bytes as u32 - 1,
+            first_offset: layout.first_offset as u32,
+            items: layout.items as u32,
+        };
         class += 1;
     }
     out
 };
 
+/// Size mask of a class of either kind.
+pub(crate) const fn size_mask(class: usize) -> u64 {
+    if class < SLAB_CLASSES { 1 << class } else { 1 << abi::large_bit(class_bytes(class) as u64) }
+}
+
 impl ClassInfo {
-    /// The facts of a class that came from a page's word or from [`crate::class::class_of`], without a check.
+    /// The facts of a slab class.
     ///
     /// # Safety
-    /// 1. `class` is below [`CLASSES`].
+    /// 1. `class` is below [`SLAB_CLASSES`].
     #[inline(always)]
     pub(crate) unsafe fn of(class: usize) -> &'static Self {
-        debug_assert!(class < CLASSES);
+        debug_assert!(class < SLAB_CLASSES);
         // SAFETY: 1.
-        unsafe { CLASS_INFO.get_unchecked(class) }
+        unsafe { CODE_INFO.get_unchecked(class + 1) }
     }
 
-    /// Index of the item that contains `addr`, an address in a slab of this class, and the offset in it. An address in the
-    /// header or the tail gives an index of at least `items` or an offset that is not zero.
+    /// The facts for whatever a page's word says.
     #[inline(always)]
-    pub(crate) fn item_of(&self, addr: usize) -> (usize, usize) {
-        let offset = (addr & self.slab_mask as usize).wrapping_sub(self.first_offset as usize);
-        let index = ((offset as u64).wrapping_mul(self.reciprocal) >> RECIPROCAL_SHIFT) as usize;
-        (index, offset.wrapping_sub(index * self.bytes as usize))
+    pub(crate) fn of_word(word: u64) -> &'static Self {
+        // SAFETY: a code is below the table's length.
+        unsafe { CODE_INFO.get_unchecked(page::code(word) as usize) }
     }
 
-    /// The tag of an item of the slab with this descriptor.
+    /// Index of the item that starts at `addr`, an address in a page that these facts are of. `None` for an address that
+    /// starts no item: the header, the tail, the inside of an item, or no slab at all.
+    #[inline(always)]
+    pub(crate) fn item_at(&self, addr: usize) -> Option<usize> {
+        let offset = (addr as u32 & self.slab_mask).wrapping_sub(self.first_offset);
+        let product = u128::from(offset) * u128::from(self.reciprocal);
+        let index = (product >> 64) as u64;
+        (index < u64::from(self.items) && (product as u64) < self.reciprocal).then_some(index as usize)
+    }
+
+    /// Index of the item that contains `addr` and the offset in it, for an address in a slab of this class.
+    pub(crate) fn item_around(&self, addr: usize) -> Option<(usize, usize)> {
+        let offset = (addr as u32 & self.slab_mask).checked_sub(self.first_offset)?;
+        let (index, rest) = ((offset / self.bytes) as usize, (offset % self.bytes) as usize);
+        (index < self.items as usize).then_some((index, rest))
+    }
+
+    /// The tag of an item of the slab that a page's word names.
     ///
     /// # Safety
-    /// 1. `descriptor` is a live slab of this class, from the word of the item's page.
+    /// 1. `word` names a live slab of this class.
     /// 2. `index` is below [`ClassInfo::items`].
     #[inline(always)]
-    pub(crate) unsafe fn tag(&self, descriptor: usize, index: usize) -> *mut u16 {
-        (descriptor + self.tags_offset as usize + 2 * index) as *mut u16
+    pub(crate) unsafe fn tag(&self, word: u64, index: usize) -> *mut u16 {
+        (word + self.tags_offset + 2 * index as u64) as *mut u16
+    }
+
+    /// Slab bytes.
+    pub(crate) fn slab_bytes(&self) -> u32 {
+        self.slab_mask + 1
     }
 }
 
@@ -283,8 +302,9 @@ impl Keg {
     ///
     /// # Safety
     /// 1. `out` has room for `want` addresses.
-    pub(crate) unsafe fn take(&mut self, out: *mut usize, want: usize) -> usize {
-        let info = &CLASS_INFO[self.class];
+    pub(crate) unsafe fn take(&mut self, out: *mut CacheEntry, want: usize) -> usize {
+        // SAFETY: 1. a keg is of a slab class.
+        let info = unsafe { ClassInfo::of(self.class) };
         let mut got = 0;
         while got < want {
             let head = self.partial.iter().rev().copied().find(|head| !head.is_null()).unwrap_or(self.empty);
@@ -302,8 +322,10 @@ impl Keg {
                         let bit = word.trailing_zeros() as usize;
                         word &= word - 1;
                         let item = index * 64 + bit;
-                        *out.add(want - 1 - got) =
-                            (*head).start + info.first_offset as usize + item * info.bytes as usize;
+                        *out.add(want - 1 - got) = CacheEntry {
+                            item: (*head).start + info.first_offset as usize + item * info.bytes as usize,
+                            tag: info.tag(page::slab(head as usize, self.class), item) as usize,
+                        };
                         got += 1;
                         left -= 1;
                     }
@@ -330,7 +352,8 @@ impl Keg {
     /// # Safety
     /// 1. `slab` is the slab of this keg that contains `item`, which was taken from it and not put back since.
     pub(crate) unsafe fn put(&mut self, slab: NonNull<Slab>, item: usize) -> Returned {
-        let (index, _) = CLASS_INFO[self.class].item_of(item);
+        // SAFETY: 1. of `of`: a keg is of a slab class.
+        let Some(index) = unsafe { ClassInfo::of(self.class) }.item_at(item) else { return Returned::Kept };
         let slab = slab.as_ptr();
         // SAFETY: 1.
         unsafe {

@@ -1,6 +1,6 @@
 //! A slot: what one CPU has for itself inside the platform's critical section.
 
-use abi::{CpuCache, TypeLine};
+use abi::{CpuCache, TypeLine, page};
 
 use crate::class::CLASSES;
 use crate::stats::TypeId;
@@ -8,7 +8,7 @@ use crate::stats::TypeId;
 /// The word of the platform, where this slot's counters are, and a cache per class.
 ///
 /// All fields but `lock` are touched only by the holder of the section.
-#[repr(C, align(8192))]
+#[repr(C, align(4096))]
 pub(crate) struct Slot {
     /// The platform's: zero while nobody holds the slot.
     lock: u32,
@@ -35,6 +35,19 @@ impl Slot {
         debug_assert!(class < CLASSES);
         // SAFETY: 1.
         unsafe { self.caches.as_mut_ptr().add(class) }
+    }
+
+    /// This slot's cache for the slab that a page's word names.
+    ///
+    /// # Safety
+    /// 1. `word` names a slab.
+    #[inline(always)]
+    pub(crate) unsafe fn cache_of_word(&mut self, word: u64) -> *mut CpuCache {
+        // The header is as long as a cache, so that a code, which is a class plus one, finds its cache by itself.
+        const { assert!(core::mem::offset_of!(Slot, caches) == size_of::<CpuCache>()) };
+        let slot: *mut Self = self;
+        // SAFETY: 1.: the code is at most the number of slab classes.
+        unsafe { slot.cast::<CpuCache>().add(page::code(word) as usize) }
     }
 
     /// This slot's line of a type.

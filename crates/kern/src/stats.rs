@@ -13,6 +13,7 @@ use core::ptr::NonNull;
 use abi::{AtomicU64, Header, LibRecord, NO_LIB, Ordering, Section, TypeLine, TypeRecord, ZoneLine, ZoneRecord};
 
 use crate::class::CLASSES;
+use crate::slab::ClassInfo;
 
 /// How far a slot's share of a type moves before the slot compares, bytes.
 pub const COMPARE_BYTES: i64 = 16 * 1024;
@@ -211,20 +212,16 @@ impl Stats {
         own.floor_bytes.store(now.wrapping_sub(COMPARE_BYTES as u64), Ordering::Relaxed);
     }
 
-    /// Counts one block out of a line, in its slot's section. One branch; true when the line has a new peak, which the
-    /// caller then gives to [`new_peak`](Self::new_peak) before it leaves.
+    /// Counts one block out of a line, in its slot's section. One branch, two at a new peak; true when the line has risen so
+    /// far that it must [`compare`](Self::compare) before the caller leaves.
     #[inline(always)]
     pub(crate) fn count_alloc(line: &TypeLine, served: usize, requested: usize, size_mask: u64) -> bool {
-        line.count_alloc(served as u64, requested as u64, size_mask) > line.peak_bytes.load(Ordering::Relaxed) as i64
-    }
-
-    /// Remembers a peak, and compares when the line has risen far enough.
-    pub(crate) fn new_peak(&self, id: TypeId, line: &TypeLine) {
-        let now = line.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(line.bytes_freed.load(Ordering::Relaxed));
-        line.peak_bytes.store(now, Ordering::Relaxed);
-        if now.wrapping_sub(line.floor_bytes.load(Ordering::Relaxed)) as i64 > 2 * COMPARE_BYTES {
-            self.compare(id, line);
+        let now = line.count_alloc(served as u64, requested as u64, size_mask);
+        if now <= line.peak_bytes.load(Ordering::Relaxed) as i64 {
+            return false;
         }
+        line.peak_bytes.store(now as u64, Ordering::Relaxed);
+        now.wrapping_sub(line.floor_bytes.load(Ordering::Relaxed) as i64) > 2 * COMPARE_BYTES
     }
 
     /// Counts one block back into a line, in its slot's section. One branch; true when the line has fallen so far that it
@@ -251,7 +248,7 @@ impl Stats {
         size_mask: u64,
     ) {
         if Self::count_alloc(line, served, requested, size_mask) {
-            self.new_peak(id, line);
+            self.compare(id, line);
         }
     }
 
@@ -283,21 +280,27 @@ impl Stats {
         }
         self.header().types.used.store(TypeId::BUILT_IN as u64, Ordering::Release);
         for class in 0..CLASSES {
-            let info = &crate::slab::CLASS_INFO[class];
             let record = self.zone_ptr(class);
+            let bytes = crate::class::class_bytes(class) as u32;
             // SAFETY: inside the section; 1.
             unsafe {
-                (*record).item_bytes = info.bytes;
-                (*record).slab_bytes = if info.slab_mask == 0 { info.bytes } else { info.slab_mask + 1 };
-                (*record).items_per_slab = info.items.max(1);
-                (*record).header_bytes = info.first_offset;
-                (*record).size_bit = info.size_mask.trailing_zeros();
-                (*record).flags = abi::zone_flag::MALLOC
-                    | if info.items == 0 { abi::zone_flag::RUN } else { 0 }
-                    | if info.items > 0 && info.first_offset == 0 { abi::zone_flag::OFFPAGE } else { 0 };
+                (*record).item_bytes = bytes;
+                (*record).size_bit = crate::slab::size_mask(class).trailing_zeros();
+                if class < crate::class::SLAB_CLASSES {
+                    let info = ClassInfo::of(class);
+                    (*record).slab_bytes = info.slab_bytes();
+                    (*record).items_per_slab = info.items;
+                    (*record).header_bytes = info.first_offset;
+                    let offpage = if info.first_offset == 0 { abi::zone_flag::OFFPAGE } else { 0 };
+                    (*record).flags = abi::zone_flag::MALLOC | offpage;
+                } else {
+                    (*record).slab_bytes = bytes;
+                    (*record).items_per_slab = 1;
+                    (*record).flags = abi::zone_flag::MALLOC | abi::zone_flag::RUN;
+                }
                 let mut name = crate::text::Text::<32>::new();
                 name.push(b"malloc-");
-                name.push_number(info.bytes as u64);
+                name.push_number(u64::from(bytes));
                 (&mut (*record).name)[..name.as_bytes().len()].copy_from_slice(name.as_bytes());
             }
         }

@@ -193,6 +193,11 @@ impl Inner {
         fails
     }
 
+    /// Counts a call that failed for want of pages.
+    fn refuse(&self, call: Call) {
+        self.scripts[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     #[track_caller]
     fn breach(&self, text: core::fmt::Arguments<'_>) -> ! {
         self.broken.store(true, Ordering::Relaxed);
@@ -417,7 +422,7 @@ impl Machine {
         self.inner.scripts[call as usize].made.load(Ordering::Relaxed)
     }
 
-    /// How often a call failed because the script said so.
+    /// How often a call failed, because the script said so or for want of pages.
     #[must_use]
     pub fn failed(&self, call: Call) -> u64 {
         self.inner.scripts[call as usize].failed.load(Ordering::Relaxed)
@@ -574,10 +579,11 @@ unsafe impl Platform for Fake {
         }
         let mut supply = machine.supply();
         let gap = if supply.heap_used == 0 { 0 } else { machine.config.heap_gap_bytes };
-        let space = machine.heap.bytes.checked_sub(supply.heap_used + gap)? / PAGE * PAGE;
+        let space = machine.heap.bytes.saturating_sub(supply.heap_used + gap) / PAGE * PAGE;
         let most = supply.heap_budget.map_or(space, |budget| budget.min(space));
         let bytes = if want_bytes.max(min_bytes) <= most { want_bytes.max(min_bytes) } else { min_bytes };
         if bytes > most {
+            machine.refuse(Call::ExtendHeap);
             return None;
         }
         if let Some(budget) = &mut supply.heap_budget {
@@ -594,9 +600,10 @@ unsafe impl Platform for Fake {
             return None;
         }
         let mut supply = machine.supply();
-        let bytes = min_bytes.checked_next_multiple_of(PAGE)?;
+        let bytes = min_bytes.next_multiple_of(PAGE);
         let space = machine.meta.bytes - supply.meta_used;
         if bytes > supply.meta_budget.map_or(space, |budget| budget.min(space)) {
+            machine.refuse(Call::ExtendMeta);
             return None;
         }
         if let Some(budget) = &mut supply.meta_budget {

@@ -110,9 +110,15 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// Tells the port where the slots are. Called once, before the first [`enter`](Self::enter) that may succeed.
     fn bind_slots(table: SlotTable);
 
-    /// Takes a slot of the CPU we run on and returns its address, or 0 when none can be had (all taken by
-    /// preempted holders, CPU unknown, not bound yet). Never waits.
+    /// Takes a slot of the CPU we run on and returns its address, or 0 when that cannot be had at once (taken by a
+    /// preempted holder, CPU unknown, not bound yet). Never waits. On the fast path of everything: inline it, and leave
+    /// what is rare to [`enter_other`](Self::enter_other).
     fn enter() -> usize;
+
+    /// After [`enter`](Self::enter) gave 0: another slot of this CPU, or 0 when all are taken or nothing is bound yet.
+    fn enter_other() -> usize {
+        0
+    }
 
     /// Gives a slot back.
     ///

@@ -11,6 +11,7 @@ unsafe extern "C" {
     fn abort() -> !;
 }
 
+#[cfg(panic = "abort")]
 const RTLD_DEFAULT: *const c_void = core::ptr::null();
 const RTLD_NEXT: *const c_void = usize::MAX as *const c_void;
 

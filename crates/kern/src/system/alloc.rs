@@ -1,6 +1,6 @@
 //! Allocation from slab classes: the fast path, and what happens when a bucket is empty.
 
-use abi::{CpuCache, Ordering, page};
+use abi::{CpuCache, Ordering};
 use platform::Platform;
 
 use super::MAX_REQUEST_BYTES;
@@ -40,17 +40,18 @@ impl<P: Platform> System<P> {
             if count == 0 {
                 return self.alloc_class_slow(slot, class, requested, id);
             }
-            let item = *(*cache).alloc_items.add(count as usize - 1);
+            let entry = *(*cache).alloc_items.add(count as usize - 1);
             (*cache).alloc_count = count - 1;
             (*cache).allocs += 1;
+            // The item is live from here: nobody else knows it.
+            *(entry.tag as *mut u16) = id.tag();
             let line = (*slot).line(id);
             if Stats::count_alloc(line, info.bytes as usize, requested, info.size_mask) {
-                return self.alloc_class_peak(slot, item, class, id);
+                return self.alloc_class_compare(slot, entry.item, id);
             }
             Self::leave(slot);
-            self.tag_item(item, info, id);
-            core::hint::assert_unchecked(item != 0);
-            item as *mut u8
+            core::hint::assert_unchecked(entry.item != 0);
+            entry.item as *mut u8
         }
     }
 
@@ -67,32 +68,19 @@ impl<P: Platform> System<P> {
         unsafe { self.alloc_class_slow(slot, class, requested, id) }
     }
 
-    /// The block is out and counted; its line has a new peak.
+    /// The block is out and counted; its line has risen far.
     ///
     /// # Safety
-    /// 1. The caller holds `slot` and took `item` out of its cache. The slot is left.
+    /// 1. The caller holds `slot`, which is left.
     #[cold]
     #[inline(never)]
-    unsafe fn alloc_class_peak(&self, slot: *mut Slot, item: usize, class: usize, id: TypeId) -> *mut u8 {
+    unsafe fn alloc_class_compare(&self, slot: *mut Slot, item: usize, id: TypeId) -> *mut u8 {
         // SAFETY: 1.
         unsafe {
-            self.stats().new_peak(id, (*slot).line(id));
+            self.stats().compare(id, (*slot).line(id));
             Self::leave(slot);
-            self.tag_item(item, ClassInfo::of(class), id);
         }
         item as *mut u8
-    }
-
-    /// Says in the item's tag that it is live and whose it is.
-    ///
-    /// # Safety
-    /// 1. `item` is a free block of this class that the caller took out of a cache.
-    #[inline(always)]
-    pub(super) unsafe fn tag_item(&self, item: usize, info: &ClassInfo, id: TypeId) {
-        let word = self.word(item);
-        let (index, _) = info.item_of(item);
-        // SAFETY: 1.: the word of an item's page names its slab.
-        unsafe { *info.tag(page::descriptor(word), index) = id.tag() };
     }
 
     /// By whichever way there is: the slot's first bucket, its second, a full one from behind.
@@ -113,7 +101,7 @@ impl<P: Platform> System<P> {
             let info = ClassInfo::of(class);
             self.prepare_slot(slot);
             let mut cache = (*slot).cache(class);
-            let mut item = 0;
+            let mut entry = None;
             let mut left_over = None;
             if (*cache).alloc_count == 0 && (*cache).free_count > 0 {
                 swap_buckets(&mut *cache);
@@ -122,14 +110,14 @@ impl<P: Platform> System<P> {
                 match self.full_bucket(class) {
                     Some(mut bucket) => {
                         let count = bucket.count();
-                        item = bucket.filled()[count - 1];
+                        entry = Some(bucket.filled()[count - 1]);
                         bucket.set_count(count - 1);
                         slot = self.enter();
                         left_over = install_full(&mut *(*slot).cache(class), bucket);
                     }
                     None => {
-                        item = self.keg_take_one(class);
-                        if item == 0 {
+                        entry = self.keg_take_one(class);
+                        if entry.is_none() {
                             self.fail(id);
                             return core::ptr::null_mut();
                         }
@@ -138,19 +126,19 @@ impl<P: Platform> System<P> {
                 }
                 cache = (*slot).cache(class);
             }
-            if item == 0 {
+            let entry = entry.unwrap_or_else(|| {
                 (*cache).alloc_count -= 1;
-                item = *(*cache).alloc_items.add((*cache).alloc_count as usize);
-            }
+                *(*cache).alloc_items.add((*cache).alloc_count as usize)
+            });
             (*cache).allocs += 1;
+            *(entry.tag as *mut u16) = id.tag();
             self.stats().count_alloc_slow(id, (*slot).line(id), info.bytes as usize, requested, info.size_mask);
             self.publish_zone(&*slot, class);
             Self::leave(slot);
-            self.tag_item(item, info, id);
             if let Some(bucket) = left_over {
                 self.dispose(class, bucket);
             }
-            item as *mut u8
+            entry.item as *mut u8
         }
     }
 

@@ -1,6 +1,6 @@
 //! Free: the checks, the fast path, and reports of what does not pass.
 
-use abi::{CpuCache, Ordering, page};
+use abi::{CacheEntry, CpuCache, Ordering, page};
 use platform::{Misuse, MisuseReport, Platform};
 
 use super::alloc::swap_buckets;
@@ -27,19 +27,11 @@ impl<P: Platform> System<P> {
             return self.free_outside(addr, caller);
         }
         let word = self.word(addr);
-        if page::kind(word) != page::SLAB {
-            return self.free_not_slab(addr, word, caller);
-        }
-        let class = page::upper(word) as usize;
-        // SAFETY: 1. a slab's word carries its class.
-        let info = unsafe { ClassInfo::of(class) };
-        let (index, rest) = info.item_of(addr);
-        if rest != 0 || index >= info.items as usize {
-            return self.misuse(addr, caller);
-        }
+        let info = ClassInfo::of_word(word);
+        let Some(index) = info.item_at(addr) else { return self.free_not_item(addr, word, caller) };
         // SAFETY: the word named a live slab of this class, and the index is in range; the item is the caller's (1.).
         unsafe {
-            let tag = info.tag(page::descriptor(word), index);
+            let tag = info.tag(word, index);
             let was = *tag;
             if was & TAG_FREE != 0 {
                 return self.misuse(addr, caller);
@@ -50,20 +42,20 @@ impl<P: Platform> System<P> {
             let id = TypeId::from_tag(was);
             let slot = P::enter() as *mut Slot;
             if slot.is_null() {
-                return self.free_class_enter(class, addr, id);
+                return self.free_class_enter(word, addr, tag, id);
             }
-            let cache = (*slot).cache(class);
+            let cache = (*slot).cache_of_word(word);
             let count = (*cache).alloc_count;
             // A slot that was never used has no room either.
             if count == (*cache).capacity {
-                return self.free_class_slow(slot, class, addr, id);
+                return self.free_class_slow(slot, page::class(word), CacheEntry { item: addr, tag: tag as usize }, id);
             }
-            *(*cache).alloc_items.add(count as usize) = addr;
+            *(*cache).alloc_items.add(count as usize) = CacheEntry { item: addr, tag: tag as usize };
             (*cache).alloc_count = count + 1;
             (*cache).frees += 1;
             let line = (*slot).line(id);
             if Stats::count_free(line, info.bytes as usize) {
-                return self.free_class_floor(slot, id);
+                return self.free_class_compare(slot, id);
             }
             Self::leave(slot);
         }
@@ -72,10 +64,10 @@ impl<P: Platform> System<P> {
     /// The platform has no slot for us at once: the same by the long way.
     #[cold]
     #[inline(never)]
-    fn free_class_enter(&self, class: usize, item: usize, id: TypeId) {
+    fn free_class_enter(&self, word: u64, item: usize, tag: *mut u16, id: TypeId) {
         let slot = self.enter();
         // SAFETY: we hold the slot (there is a block, so there was a boot).
-        unsafe { self.free_class_slow(slot, class, item, id) }
+        unsafe { self.free_class_slow(slot, page::class(word), CacheEntry { item, tag: tag as usize }, id) }
     }
 
     /// The block is back and counted; its line has fallen far.
@@ -84,7 +76,7 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`, which is left.
     #[cold]
     #[inline(never)]
-    unsafe fn free_class_floor(&self, slot: *mut Slot, id: TypeId) {
+    unsafe fn free_class_compare(&self, slot: *mut Slot, id: TypeId) {
         // SAFETY: 1.
         unsafe {
             self.stats().compare(id, (*slot).line(id));
@@ -98,7 +90,7 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`, which is left. `item` is a free block of this class, tagged so.
     #[cold]
     #[inline(never)]
-    unsafe fn free_class_slow(&self, mut slot: *mut Slot, class: usize, item: usize, id: TypeId) {
+    unsafe fn free_class_slow(&self, mut slot: *mut Slot, class: usize, item: CacheEntry, id: TypeId) {
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {
             self.prepare_slot(slot);
@@ -155,8 +147,9 @@ impl<P: Platform> System<P> {
         }
     }
 
+    /// No item starts at the address: a large block, or a mistake.
     #[inline(never)]
-    pub(super) fn free_not_slab(&self, addr: usize, word: u64, caller: usize) {
+    pub(super) fn free_not_item(&self, addr: usize, word: u64, caller: usize) {
         if page::kind(word) == page::LARGE && addr.is_multiple_of(Self::PAGE) {
             self.free_large(addr, word);
         } else {
@@ -199,7 +192,7 @@ impl<P: Platform> System<P> {
 
 /// # Safety
 /// 1. The cache's first bucket has room, and the caller holds its slot.
-unsafe fn push_item(cache: &mut CpuCache, item: usize) {
+unsafe fn push_item(cache: &mut CpuCache, item: CacheEntry) {
     // SAFETY: 1.
     unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = item };
     cache.alloc_count += 1;

@@ -1,11 +1,12 @@
 //! Blocks larger than every slab class: runs of pages.
 
-use abi::{Ordering, page};
+use abi::{CacheEntry, Ordering, page};
 use platform::Platform;
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
-use crate::class::{CLASSES, RUN_MAX_BYTES, SLAB_CLASSES, bucket_max, class_of};
-use crate::slab::{CLASS_INFO, TAG_FREE};
+use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of, run_class};
+use crate::slab::{TAG_FREE, size_mask};
+use crate::slot::Slot;
 use crate::stats::TypeId;
 
 impl<P: Platform> System<P> {
@@ -20,24 +21,25 @@ impl<P: Platform> System<P> {
 
     /// A run of a run class, from the slot's cache if it has one.
     pub(super) fn alloc_run(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
-        let slot = self.enter();
+        let bytes = class_bytes(class);
+        let slot = P::enter() as *mut Slot;
         if slot.is_null() {
-            return core::ptr::null_mut();
+            return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
         }
-        let info = &CLASS_INFO[class];
-        // SAFETY: we hold the slot.
+        // SAFETY: we hold the slot. A cache that has items is in a slot that has its lines.
         unsafe {
-            let cache = &mut (*slot).caches[class];
-            if cache.alloc_count == 0 {
+            let cache = (*slot).cache(class);
+            let count = (*cache).alloc_count;
+            if count == 0 {
                 Self::leave(slot);
-                return self.alloc_pages_sized(info.bytes as usize, requested, Self::PAGE, id, Some(class));
+                return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
             }
-            cache.alloc_count -= 1;
-            cache.allocs += 1;
-            let addr = *cache.alloc_items.add(cache.alloc_count as usize);
-            self.stats().count_alloc_slow(id, (*slot).line(id), info.bytes as usize, requested, info.size_mask);
+            let addr = (*(*cache).alloc_items.add(count as usize - 1)).item;
+            (*cache).alloc_count = count - 1;
+            (*cache).allocs += 1;
+            self.stats().count_alloc_slow(id, (*slot).line(id), bytes, requested, size_mask(class));
             Self::leave(slot);
-            self.set_word(addr, page::run(page::LARGE, info.bytes as usize >> P::PAGE_SHIFT, id.tag()));
+            self.set_word(addr, page::run(page::LARGE, bytes >> P::PAGE_SHIFT, id.tag()));
             addr as *mut u8
         }
     }
@@ -54,7 +56,7 @@ impl<P: Platform> System<P> {
             self.fail(id);
             return core::ptr::null_mut();
         }
-        self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id, None)
+        self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id)
     }
 
     pub(super) fn alloc_pages_sized(
@@ -63,7 +65,6 @@ impl<P: Platform> System<P> {
         requested: usize,
         align: usize,
         id: TypeId,
-        class: Option<usize>,
     ) -> *mut u8 {
         if !self.is_booted() {
             return core::ptr::null_mut();
@@ -86,7 +87,8 @@ impl<P: Platform> System<P> {
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
             stats.count_alloc_slow(id, unsafe { (*slot).line(id) }, served, requested, mask);
-            if let Some(class) = class {
+            // Also one that came by its alignment: its free will count in the zone of its size.
+            if let Some(class) = run_class(served) {
                 // SAFETY: as above; the cache is the holder's.
                 unsafe { (*slot).caches[class].allocs += 1 };
             }
@@ -135,22 +137,21 @@ impl<P: Platform> System<P> {
     #[inline(never)]
     pub(super) fn free_large(&self, addr: usize, word: u64) {
         let bytes = page::run_pages(word) << P::PAGE_SHIFT;
-        let id = TypeId::from_tag(page::upper(word));
+        let id = TypeId::from_tag(page::run_tag(word));
         self.set_word(addr, page::run(page::CACHED_RUN, page::run_pages(word), id.tag() | TAG_FREE));
-        let class = if bytes <= RUN_MAX_BYTES { class_of(bytes) } else { CLASSES };
-        let cacheable = class < CLASSES && class >= SLAB_CLASSES && CLASS_INFO[class].bytes as usize == bytes;
+        let class = run_class(bytes);
         let mut kept = false;
         let mut want_bucket = false;
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
             stats.count_free_slow(id, unsafe { (*slot).line(id) }, bytes);
-            if cacheable {
+            if let Some(class) = class {
                 // SAFETY: as above; the cache is the holder's.
                 let cache = unsafe { &mut (*slot).caches[class] };
                 cache.frees += 1;
                 if (cache.alloc_count as usize) < (cache.capacity as usize).min(bucket_max(class)) {
                     // SAFETY: below the capacity.
-                    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = addr };
+                    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = CacheEntry { item: addr, tag: 0 } };
                     cache.alloc_count += 1;
                     kept = true;
                 }
@@ -160,7 +161,10 @@ impl<P: Platform> System<P> {
         if kept {
             return;
         }
-        if want_bucket && self.cache_first_run(class, addr) {
+        if let Some(class) = class
+            && want_bucket
+            && self.cache_first_run(class, addr)
+        {
             return;
         }
         self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
@@ -181,7 +185,7 @@ impl<P: Platform> System<P> {
                 cache.capacity = bucket.capacity() as u32;
                 cache.alloc_items = bucket.into_items();
                 // SAFETY: the first of an empty bucket.
-                unsafe { *cache.alloc_items = addr };
+                unsafe { *cache.alloc_items = CacheEntry { item: addr, tag: 0 } };
                 cache.alloc_count = 1;
                 kept = true;
             }

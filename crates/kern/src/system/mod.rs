@@ -33,7 +33,7 @@ use crate::bucket::{BucketPool, Depot};
 use crate::class::{CLASSES, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of};
 use crate::meta::Meta;
 use crate::page::Pages;
-use crate::slab::{CLASS_INFO, Keg, TAG_FREE, TAG_NEVER};
+use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
 use crate::slot::{CACHES_OFFSET, SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
 
@@ -41,7 +41,7 @@ use crate::stats::{Stats, TypeId};
 pub const MAX_REQUEST_BYTES: usize = isize::MAX as usize - (1 << 21);
 
 /// A bucket of a class starts with so many items and doubles at each miss, so that a small program caches little.
-const BUCKET_FIRST: usize = 6;
+const BUCKET_FIRST: usize = 7;
 
 /// A zone of malloc: depot, keg, and how large its buckets are now.
 struct ClassZone<P: Platform> {
@@ -209,6 +209,9 @@ impl<P: Platform> System<P> {
     fn enter(&self) -> *mut Slot {
         let mut slot = P::enter() as *mut Slot;
         if slot.is_null() {
+            slot = P::enter_other() as *mut Slot;
+        }
+        if slot.is_null() {
             if !self.is_booted() {
                 return slot;
             }
@@ -283,13 +286,10 @@ impl<P: Platform> System<P> {
         let word = self.word(addr);
         match page::kind(word) {
             page::SLAB => {
-                let info = &CLASS_INFO[page::upper(word) as usize];
-                let (index, rest) = info.item_of(addr);
-                if index >= info.items as usize || rest >= info.bytes as usize {
-                    return None;
-                }
+                let info = ClassInfo::of_word(word);
+                let (index, rest) = info.item_around(addr)?;
                 // SAFETY: the word named a live slab of this class, and the index is in range.
-                let tag = unsafe { *info.tag(page::descriptor(word), index) };
+                let tag = unsafe { *info.tag(word, index) };
                 let never = tag == TAG_NEVER;
                 (!never).then(|| BlockInfo {
                     addr: addr - rest,
@@ -310,7 +310,7 @@ impl<P: Platform> System<P> {
                 (live || page::kind(word) == page::CACHED_RUN).then(|| BlockInfo {
                     addr: first,
                     bytes: page::run_pages(word) << P::PAGE_SHIFT,
-                    type_id: TypeId::from_tag(page::upper(word)),
+                    type_id: TypeId::from_tag(page::run_tag(word)),
                     live,
                     is_run: true,
                 })

@@ -1,12 +1,11 @@
 //! Giving memory back, and standing still for fork.
 
-use abi::Ordering;
+use abi::{CacheEntry, Ordering};
 use platform::{Platform, RawLock};
 
 use super::System;
 use crate::bucket::BucketPtr;
-use crate::class::{CLASSES, SLAB_CLASSES};
-use crate::slab::CLASS_INFO;
+use crate::class::{CLASSES, SLAB_CLASSES, class_bytes};
 use crate::slot::Slot;
 
 impl<P: Platform> System<P> {
@@ -80,8 +79,8 @@ impl<P: Platform> System<P> {
                     // SAFETY: free items of this class, out of every cache.
                     unsafe { self.keg_put(class, bucket.filled()) };
                 } else {
-                    for &addr in bucket.filled() {
-                        let bytes = CLASS_INFO[class].bytes as usize;
+                    for &CacheEntry { item: addr, .. } in bucket.filled() {
+                        let bytes = class_bytes(class);
                         self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
                         self.page_free(addr, bytes);
                     }

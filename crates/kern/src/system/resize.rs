@@ -1,12 +1,11 @@
 //! realloc.
 
 use abi::Ordering;
-use abi::page;
 use platform::{Misuse, Platform};
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
-use crate::class::{SLAB_MAX_BYTES, class_bytes};
-use crate::slab::CLASS_INFO;
+use crate::class::{SLAB_MAX_BYTES, class_bytes, run_class};
+use crate::slab::ClassInfo;
 use crate::stats::TypeId;
 
 impl<P: Platform> System<P> {
@@ -65,18 +64,32 @@ impl<P: Platform> System<P> {
     /// Moves the credit for a block that stays (or whose pages move) from its old type to `id`, and its bytes to
     /// `new_bytes`. The word of a run is the caller's to write; an item's tag is written here.
     pub(super) fn credit(&self, info: &BlockInfo, new_bytes: usize, requested: usize, id: TypeId) {
-        let class = page::upper(self.word(info.addr)) as usize;
-        let mask = if info.is_run { 1 << abi::large_bit(new_bytes as u64) } else { CLASS_INFO[class].size_mask };
+        let word = self.word(info.addr);
+        let class = ClassInfo::of_word(word);
+        let mask = if info.is_run { 1 << abi::large_bit(new_bytes as u64) } else { class.size_mask };
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
             unsafe {
-                stats.count_alloc_slow(id, (*slot).line(id), new_bytes, requested, mask);
+                // Out with the old first: a block that stays was never twice, and the high-water mark must not say so.
                 stats.count_free_slow(info.type_id, (*slot).line(info.type_id), info.bytes);
+                stats.count_alloc_slow(id, (*slot).line(id), new_bytes, requested, mask);
+                if info.is_run {
+                    // The zone that takes it back is the one of its size then.
+                    if let Some(class) = run_class(info.bytes) {
+                        (*(*slot).cache(class)).frees += 1;
+                    }
+                    if let Some(class) = run_class(new_bytes) {
+                        (*(*slot).cache(class)).allocs += 1;
+                    }
+                }
             }
         });
-        if !info.is_run && info.type_id != id {
-            // SAFETY: a live item of the caller's.
-            unsafe { self.tag_item(info.addr, &CLASS_INFO[class], id) };
+        if !info.is_run
+            && info.type_id != id
+            && let Some(index) = class.item_at(info.addr)
+        {
+            // SAFETY: a live item of the caller's, in a slab of this class.
+            unsafe { *class.tag(word, index) = id.tag() };
         }
     }
 }

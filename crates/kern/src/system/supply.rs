@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use abi::{Ordering, page};
+use abi::{CacheEntry, Ordering, page};
 use platform::Platform;
 
 use super::System;
@@ -65,7 +65,7 @@ impl<P: Platform> System<P> {
     ///
     /// # Safety
     /// 1. `out` has room for `want` addresses.
-    pub(super) unsafe fn keg_take(&self, class: usize, out: *mut usize, want: usize) -> usize {
+    pub(super) unsafe fn keg_take(&self, class: usize, out: *mut CacheEntry, want: usize) -> usize {
         let mut keg = self.zones[class].keg.lock();
         // SAFETY: 1.
         let mut got = unsafe { keg.take(out, want) };
@@ -77,20 +77,20 @@ impl<P: Platform> System<P> {
         got
     }
 
-    pub(super) fn keg_take_one(&self, class: usize) -> usize {
-        let mut item = 0;
+    pub(super) fn keg_take_one(&self, class: usize) -> Option<CacheEntry> {
+        let mut entry = CacheEntry { item: 0, tag: 0 };
         // SAFETY: room for one.
-        unsafe { self.keg_take(class, &raw mut item, 1) };
-        item
+        let got = unsafe { self.keg_take(class, &raw mut entry, 1) };
+        (got == 1).then_some(entry)
     }
 
     /// Items go back into their slabs; slabs that become empty go back to the arena, but for one.
     ///
     /// # Safety
     /// 1. Free items of this class, in no cache.
-    pub(super) unsafe fn keg_put(&self, class: usize, items: &[usize]) {
+    pub(super) unsafe fn keg_put(&self, class: usize, items: &[CacheEntry]) {
         let mut keg = self.zones[class].keg.lock();
-        for &item in items {
+        for &CacheEntry { item, .. } in items {
             let descriptor = page::descriptor(self.word(item)) as *mut Slab;
             let Some(slab) = NonNull::new(descriptor) else { continue };
             // SAFETY: 1.
