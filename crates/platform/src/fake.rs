@@ -154,6 +154,7 @@ impl Drop for Space {
 #[derive(Default)]
 struct Supply {
     heap_used: usize,
+    heap_given: usize,
     heap_budget: Option<usize>,
     meta_used: usize,
     meta_budget: Option<usize>,
@@ -367,10 +368,16 @@ impl Machine {
         self.inner.words.base
     }
 
-    /// Bytes of the heap given out so far, gaps included.
+    /// How far the heap reaches by now, gaps included, bytes.
     #[must_use]
     pub fn heap_used(&self) -> usize {
         self.inner.supply().heap_used
+    }
+
+    /// Bytes of the heap given out so far.
+    #[must_use]
+    pub fn heap_given(&self) -> usize {
+        self.inner.supply().heap_given
     }
 
     /// Bytes of records given out so far.
@@ -591,6 +598,7 @@ unsafe impl Platform for Fake {
         }
         let addr = machine.heap.base + supply.heap_used + gap;
         supply.heap_used += gap + bytes;
+        supply.heap_given += bytes;
         Some(Extent { addr, bytes })
     }
 

@@ -14,6 +14,8 @@ use kern::class::{CLASSES, SLAB_CLASSES, class_bytes};
 use kern::{Boot, ObjectLayout, SLOT_STRIDE_BYTES, System, TypeId};
 use platform::fake::{Config, Fake, Machine, PAGE};
 
+use model::Served;
+
 /// Types beside the built-in ones.
 pub(crate) const TYPES: usize = 4;
 
@@ -177,13 +179,13 @@ impl Inner {
 
     /// Holds the whole account together: every item of every slab is in its slab, in a depot, in a cache or live, and every
     /// page of the heap in a slab, in a run or free. `live` are the served sizes of the live blocks.
-    pub(crate) fn check_conservation(&self, live: impl Iterator<Item = usize>) -> Result<(), String> {
+    pub(crate) fn check_conservation(&self, live: impl Iterator<Item = Served>) -> Result<(), String> {
         let mut in_use = [0usize; CLASSES];
         let mut live_pages = 0;
         for served in live {
-            match (0..SLAB_CLASSES).find(|&class| class_bytes(class) == served) {
-                Some(class) => in_use[class] += 1,
-                None => live_pages += served / PAGE,
+            match (0..SLAB_CLASSES).find(|&class| class_bytes(class) == served.bytes) {
+                Some(class) if !served.is_run => in_use[class] += 1,
+                _ => live_pages += served.bytes / PAGE,
             }
         }
         for (class, &in_use) in in_use.iter().enumerate().take(SLAB_CLASSES) {

@@ -72,6 +72,8 @@ pub(crate) struct Block {
     pub(crate) addr: usize,
     /// As served.
     pub(crate) bytes: usize,
+    /// Whether it has pages of its own; an aligned block of any size may.
+    pub(crate) is_run: bool,
     pub(crate) id: TypeId,
     seed: u64,
 }
@@ -88,8 +90,9 @@ fn mark(seed: u64, at: usize) -> u64 {
 }
 
 impl Block {
-    pub(crate) fn new(addr: usize, bytes: usize, id: TypeId, seed: u64) -> Self {
-        let block = Self { addr, bytes, id, seed };
+    pub(crate) fn new(addr: usize, served: Served, id: TypeId, seed: u64) -> Self {
+        let Served { bytes, is_run } = served;
+        let block = Self { addr, bytes, is_run, id, seed };
         for at in marks(bytes) {
             // SAFETY: a live block of the test, at least so long, aligned to 16.
             unsafe { *((addr + at) as *mut u64) = mark(seed, at) };
@@ -132,12 +135,15 @@ impl Tally {
         self.bytes_allocated - self.bytes_freed
     }
 
-    pub(crate) fn alloc(&mut self, served: usize, requested: usize) {
+    pub(crate) fn alloc(&mut self, served: Served, requested: usize) {
         self.allocs += 1;
-        self.bytes_allocated += served as u64;
+        self.bytes_allocated += served.bytes as u64;
         self.bytes_requested += requested as u64;
-        let class = SIZE_CLASSES.iter().position(|&class| class as usize == served);
-        self.size_mask |= 1 << class.map_or_else(|| abi::large_bit(served as u64), |class| class as u32);
+        let class = SIZE_CLASSES.iter().position(|&class| class as usize == served.bytes);
+        self.size_mask |= match class {
+            Some(class) if !served.is_run => 1 << class,
+            _ => 1 << abi::large_bit(served.bytes as u64),
+        };
         self.high_water = self.high_water.max(self.in_use());
     }
 
@@ -147,30 +153,37 @@ impl Tally {
     }
 }
 
+/// How a request is served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) bytes: usize,
+    pub(crate) is_run: bool,
+}
+
 /// The size classes, one after the other, and page runs after the last.
-fn served(bytes: usize) -> usize {
+pub(crate) fn served(bytes: usize) -> Served {
     if let Some(&class) = SIZE_CLASSES.iter().find(|&&class| class as usize >= bytes) {
-        return class as usize;
+        return Served { bytes: class as usize, is_run: false };
     }
     let mut base = 64 * KIB;
     while base < 2048 * KIB {
         if let Some(quarter) = (1..=4).find(|quarter| base + base / 4 * quarter >= bytes) {
-            return base + base / 4 * quarter;
+            return Served { bytes: base + base / 4 * quarter, is_run: true };
         }
         base *= 2;
     }
-    bytes.next_multiple_of(PAGE)
+    Served { bytes: bytes.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX), is_run: true }
 }
 
-fn served_aligned(bytes: usize, align: usize) -> usize {
+fn served_aligned(bytes: usize, align: usize) -> Served {
     if align <= 16 {
         return served(bytes);
     }
     let fits = |&&class: &&u32| class as usize >= bytes && (class as usize).is_multiple_of(align);
     match SIZE_CLASSES.iter().find(fits) {
-        Some(&class) if align <= PAGE => class as usize,
+        Some(&class) if align <= PAGE => Served { bytes: class as usize, is_run: false },
         _ if align <= PAGE => served(bytes),
-        _ => bytes.max(1).next_multiple_of(PAGE),
+        _ => Served { bytes: bytes.max(1).next_multiple_of(PAGE), is_run: true },
     }
 }
 
@@ -342,7 +355,7 @@ impl Model {
 
     fn fresh(
         &mut self,
-        served: usize,
+        served: Served,
         align: usize,
         requested: usize,
         id: TypeId,
@@ -357,13 +370,13 @@ impl Model {
         if self.shortage().told != before.told {
             return Err("a failure was told of a request that succeeded".into());
         }
-        let align = align.max(System::<Fake>::natural_align(requested).min(if served > 64 * KIB { PAGE } else { 16 }));
+        let align = align.max(System::<Fake>::natural_align(requested).min(if served.is_run { PAGE } else { 16 }));
         if !addr.is_multiple_of(align) {
             return Err(format!("{addr:#x} is not aligned to {align}"));
         }
         let usable = self.system().usable_bytes(addr as *const u8);
-        if usable != served {
-            return Err(format!("{usable} bytes are usable, not {served}"));
+        if usable != served.bytes {
+            return Err(format!("{usable} bytes are usable, not {served:?}"));
         }
         if zeroed {
             // SAFETY: a fresh block of at least so many bytes.
@@ -378,7 +391,8 @@ impl Model {
         self.insert(addr, served, id)
     }
 
-    fn insert(&mut self, addr: usize, bytes: usize, id: TypeId) -> Result<(), String> {
+    fn insert(&mut self, addr: usize, served: Served, id: TypeId) -> Result<(), String> {
+        let bytes = served.bytes;
         let base = self.world.machine.heap_base();
         if addr < base || addr + bytes > base + self.world.machine.heap_used() {
             return Err(format!("{addr:#x} and {bytes} bytes lie outside of the heap"));
@@ -388,7 +402,7 @@ impl Model {
             return Err(format!("{addr:#x} and {bytes} bytes overlap {start:#x} to {end:#x}"));
         }
         self.ranges.insert(addr, addr + bytes);
-        self.live.push(Block::new(addr, bytes, id, self.steps));
+        self.live.push(Block::new(addr, served, id, self.steps));
         self.check_lookup(self.live.len() - 1)
     }
 
@@ -424,31 +438,35 @@ impl Model {
             return Err("a failure was told of a request that succeeded".into());
         }
         let usable = self.system().usable_bytes(addr as *const u8);
-        if usable < bytes {
-            return Err(format!("{usable} bytes are usable, fewer than {bytes}"));
+        let is_run = self.system().lookup(addr).is_some_and(|info| info.is_run);
+        if usable < bytes || usable > (2 * bytes).max(served(bytes).bytes) {
+            return Err(format!("{usable} bytes are usable for {bytes}"));
         }
+        let now = Served { bytes: usable, is_run };
         block.holds(addr, block.bytes.min(bytes))?;
         // While a block moves by copying both are there; one that stays was never twice.
         if addr == block.addr || block.bytes >= 512 * KIB && bytes > block.bytes {
             self.tally(block.id).free(block.bytes);
-            self.tally(id).alloc(usable, bytes);
+            self.tally(id).alloc(now, bytes);
         } else {
-            self.tally(id).alloc(usable, bytes);
+            self.tally(id).alloc(now, bytes);
             self.tally(block.id).free(block.bytes);
         }
-        self.insert(addr, usable, id)
+        self.insert(addr, now, id)
     }
 
     fn double_free(&mut self, block: Block) -> Result<(), String> {
         self.free(block)?;
-        let slab = block.bytes <= 64 * KIB;
         let found = self.system().lookup(block.addr);
         let expected =
-            BlockInfo { addr: block.addr, bytes: block.bytes, type_id: block.id, live: false, is_run: !slab };
+            BlockInfo { addr: block.addr, bytes: block.bytes, type_id: block.id, live: false, is_run: block.is_run };
         match found {
-            Some(found) if found == expected => {
-                self.misuse(Misuse::DuplicateFree, block.addr, Some((block, if slab { CALLER } else { 0 })), false)
-            }
+            Some(found) if found == expected => self.misuse(
+                Misuse::DuplicateFree,
+                block.addr,
+                Some((block, if block.is_run { 0 } else { CALLER })),
+                false,
+            ),
             // Its pages went back to the arena: nothing is known of it any more.
             None => self.misuse(Misuse::InvalidFree, block.addr, None, false),
             found => Err(format!("a freed block is found as {found:x?}, not {expected:x?}")),
@@ -493,13 +511,8 @@ impl Model {
     /// A block is found from its first, last and a middle byte.
     fn check_lookup(&self, at: usize) -> Result<(), String> {
         let Some(block) = self.live.get(at) else { return Ok(()) };
-        let expected = BlockInfo {
-            addr: block.addr,
-            bytes: block.bytes,
-            type_id: block.id,
-            live: true,
-            is_run: block.bytes > 64 * KIB,
-        };
+        let expected =
+            BlockInfo { addr: block.addr, bytes: block.bytes, type_id: block.id, live: true, is_run: block.is_run };
         for addr in [block.addr, block.addr + block.bytes / 2, block.addr + block.bytes - 1] {
             let found = self.system().lookup(addr);
             if found != Some(expected) {
@@ -539,7 +552,7 @@ impl Model {
             return Err(format!("a report that nobody asked for: {report:x?}"));
         }
         self.check_lookup(self.steps as usize % self.live.len().max(1))?;
-        self.world.check_conservation(self.live.iter().map(|block| block.bytes))
+        self.world.check_conservation(self.live.iter().map(|block| Served { bytes: block.bytes, is_run: block.is_run }))
     }
 
     /// Contents of all blocks, and the counts of the zones.
@@ -551,7 +564,9 @@ impl Model {
         self.system().publish_zones();
         for class in 0..kern::class::CLASSES {
             let bytes = kern::class::class_bytes(class);
-            let in_use = self.live.iter().filter(|block| block.bytes == bytes).count() as i64;
+            let in_use =
+                self.live.iter().filter(|block| block.bytes == bytes && block.is_run == (bytes > 64 * KIB)).count()
+                    as i64;
             if self.world.zone_in_use(class) != in_use {
                 let counted = self.world.zone_in_use(class);
                 return Err(format!("the zone of {bytes} bytes counts {counted} items in use, not {in_use}"));
@@ -573,8 +588,9 @@ impl Model {
         if counts.out != 0 || counts.free_dirty != 0 {
             return Err(format!("pages did not come back: {counts:?}"));
         }
-        if counts.free_clean as usize * PAGE > self.world.machine.heap_used() {
-            return Err(format!("{counts:?} is more than the heap"));
+        let given = self.world.machine.heap_given();
+        if counts.free_clean as usize * PAGE != given {
+            return Err(format!("{counts:?}, but the heap was given {} pages", given / PAGE));
         }
         Ok(())
     }
