@@ -144,11 +144,13 @@ pub(crate) fn bind(table: SlotTable) {
 pub(crate) fn arm() {
     let mode = SETUP.mode.load(Ordering::Relaxed);
     HOT.base.store(SETUP.base.load(Ordering::Relaxed), Ordering::Relaxed);
-    HOT.area.store(SETUP.area.load(Ordering::Relaxed), Ordering::Relaxed);
     HOT.id.store(SETUP.id.load(Ordering::Relaxed), Ordering::Relaxed);
     HOT.mode.store(mode, Ordering::Relaxed);
     let ids = if mode == 1 { SETUP.ids.load(Ordering::Relaxed) as u32 } else { 0 };
-    HOT.limit.store(ids, Ordering::Release);
+    HOT.limit.store(ids, Ordering::Relaxed);
+    // Last: a sequence begins by looking whether there is an area.
+    let area = if mode == 1 { SETUP.area.load(Ordering::Relaxed) } else { 0 };
+    HOT.area.store(area, Ordering::Release);
 }
 
 /// Whether this is the child of a fork whose handlers did not run: bound once, and wiped since.
@@ -171,6 +173,8 @@ unsafe fn attempt(base: usize) -> usize {
             ".pushsection __rseq_cs, \"aw\"", ".balign 32",
             "9: .long 0, 0", ".quad 2f, 3f-2f, 4f", ".popsection",
             "6: mov {area}, qword ptr [rip + {hot} + {at} + 8]",
+            "test {area}, {area}", // none: before boot, without rseq, in a child that was not adopted
+            "jz 5f",
             "lea {slot}, [rip + 9b]",
             "mov qword ptr fs:[{area} + 8], {slot}", // arm: rseq->rseq_cs
             "mov {area}, qword ptr [rip + {hot} + {at} + 16]",

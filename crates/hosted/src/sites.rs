@@ -69,11 +69,17 @@ const fn slot_of(address: usize, bits: u32) -> usize {
     ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as usize
 }
 
+/// Where the cache keeps an address: its low bits, which differ most.
+#[inline(always)]
+const fn way_of(ret: usize) -> usize {
+    ret & ((1 << CACHE_BITS) - 1)
+}
+
 /// The type to credit for a call that returns to `ret`, when the cache knows it and it is no wrapper's.
 #[inline(always)]
 #[must_use]
 pub fn cached_type(ret: usize) -> Option<TypeId> {
-    let word = CACHE[slot_of(ret, CACHE_BITS)].load(Ordering::Relaxed);
+    let word = CACHE[way_of(ret)].load(Ordering::Relaxed);
     // The address cancels; what is left is the id, below RULE for a type.
     let id = word ^ (ret as u64) << 16;
     if id < u64::from(RULE) { Some(TypeId::from_tag(id as u16)) } else { None }
@@ -90,7 +96,7 @@ pub fn type_of(call: Call) -> TypeId {
 }
 
 fn cached(ret: usize) -> Option<u16> {
-    let first = slot_of(ret, CACHE_BITS);
+    let first = way_of(ret);
     [first, first ^ 1]
         .into_iter()
         .map(|way| CACHE[way].load(Ordering::Relaxed))
@@ -165,7 +171,7 @@ fn learn(ret: usize) -> Option<u16> {
             }
         }
     };
-    let first = slot_of(ret, CACHE_BITS);
+    let first = way_of(ret);
     let displaced = CACHE[first].swap((ret as u64) << 16 | u64::from(id), Ordering::Relaxed);
     CACHE[first ^ 1].store(displaced, Ordering::Relaxed);
     Some(id)

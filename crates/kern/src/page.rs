@@ -138,7 +138,8 @@ impl<P: Platform> Pages<P> {
     /// More heap: at least `min_bytes`, usually an eighth of what there is, so that growth costs a bounded number of
     /// system calls per doubling.
     fn grow(&mut self, meta: &Lock<P::Lock, Meta<P>>, min_bytes: usize) -> Option<()> {
-        let want = min_bytes.max((self.heap_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES));
+        let ample = (self.heap_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES);
+        let want = min_bytes.max(ample.next_multiple_of(Self::PAGE));
         let extent = P::extend_heap(min_bytes, want)?;
         self.provide_tags(meta)?;
         let joined = extent.addr == self.base + self.heap_bytes && self.heap_bytes > 0;

@@ -66,6 +66,10 @@ macro_rules! with_retry {
                 "pop rdx",
                 "pop rsi",
                 "pop rdi",
+                // libstdc++ rounds the size up to the alignment; what can never be had must not wrap to what can.
+                "mov r10, 0x7fffffffffffff00",
+                "cmp rdi, r10",
+                "cmova rdi, r10",
                 "jmp rax",
                 concat!("3: .asciz \"", stringify!($name), "\""),
                 to = sym $to,
