@@ -262,10 +262,12 @@ impl RawArena {
     /// at the span's end: for an arena whose range grows upward. Takes at most 1 tag.
     ///
     /// # Errors
-    /// [`Error::NoSpan`] if no span ends there; otherwise as [`RawArena::add`].
+    /// [`Error::NoSpan`] if no span ends there, or an imported one, which goes back as it came; otherwise as
+    /// [`RawArena::add`].
     pub fn extend_span(&mut self, base: usize, size: usize) -> Result<(), Error> {
         let (below, above) = self.room_for(base, size)?;
-        let Some(span) = below.filter(|span| span.last().wrapping_add(1) == base) else {
+        let joins = |span: &TagRef| span.kind.get() == Kind::Span && span.last().wrapping_add(1) == base;
+        let Some(span) = below.filter(joins) else {
             return Err(Error::NoSpan { addr: base });
         };
         let end = match above {
@@ -664,14 +666,6 @@ impl RawArena {
             Size::MaxFree => self.max_free(),
             Size::Total => self.total_size,
         }
-    }
-
-    /// The span with the lowest base from `addr` on: to go through the spans while removing some. Logarithmic in their
-    /// number.
-    #[must_use]
-    pub fn next_span(&self, addr: usize) -> Option<Segment> {
-        let at = self.spans.at_or_below(addr).filter(|span| span.base.get() == addr);
-        Some(at.or_else(|| self.spans.above(addr))?.segment())
     }
 
     /// The size of the largest free segment, 0 without one.

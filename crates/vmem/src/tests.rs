@@ -184,6 +184,7 @@ fn a_span_grows_upward_and_what_is_free_at_its_end_grows_with_it() {
     check(&[Add(0, 10), Add(10, 10), Extend(10, 10)], {
         "ok ok (the range overlaps span 0xa..=0x13 of size 0xa) => [0: .10] [10: .10]"
     });
+    check(&[Import(0, 10), Extend(10, 10), Join(10, 10)], "ok (no span at 0xa) ok => [^0: .10] [10: .10]");
     check(&[Add(TOP - 9, 5), Extend(TOP - 4, 5), Extend(0, 1)], "ok ok (no span at 0x0) => [TOP-9: .10]");
 }
 

@@ -115,6 +115,31 @@ fn the_limit_is_kept_by_imports() {
 }
 
 #[test]
+fn the_limit_is_asked_before_and_after_an_import() {
+    let asked = AtomicUsize::new(0);
+    let out = AtomicUsize::new(0);
+    let source = Functions::new(
+        |size, _| {
+            asked.fetch_add(1, SeqCst);
+            out.fetch_add(2 * size, SeqCst);
+            Some((0, 2 * size))
+        },
+        |_, size| {
+            out.fetch_sub(size, SeqCst);
+        },
+        1,
+    );
+    let arena = Ids::new("generous", 1, &HeapTags).with_import(&source, 1);
+    arena.set_limit(Some(10));
+    assert_eq!(arena.alloc(11, Instant, NoSleep), Err(Error::NoSpace));
+    assert_eq!(asked.load(SeqCst), 0, "a useless import");
+    assert_eq!(arena.alloc(6, Instant, NoSleep), Err(Error::NoSpace));
+    assert_eq!((asked.load(SeqCst), out.load(SeqCst), arena.size(Size::Total)), (1, 0, 0));
+    assert_eq!(arena.alloc(5, Instant, NoSleep), Ok(0));
+    arena.free(0, 5).unwrap();
+}
+
+#[test]
 fn an_empty_arena_calls_reclaim_once_and_looks_again() {
     let arena: &Ids = Box::leak(Box::new(with_span("ids", 0, 4)));
     let kept = Mutex::new(vec![arena.alloc(4, Instant, NoSleep).unwrap()]);
@@ -168,28 +193,33 @@ fn with_stacks<S: System>(size: usize) -> &'static Arena<'static, S> {
     arena
 }
 
-/// A system of its own, in which nobody sleeps: sleepers of other tests would have the caches drained.
-struct Awake;
+/// A system with a channel of its own: what happens in other tests wakes nobody here, nor makes a cache drain.
+macro_rules! system {
+    ($name:ident) => {
+        struct $name;
 
-impl System for Awake {
-    type Lock = <Std as System>::Lock;
+        impl System for $name {
+            type Lock = <Std as System>::Lock;
 
-    fn channel() -> &'static Channel {
-        static CHANNEL: Channel = Channel::new();
-        &CHANNEL
-    }
+            fn channel() -> &'static Channel {
+                static CHANNEL: Channel = Channel::new();
+                &CHANNEL
+            }
 
-    fn wait(_word: &AtomicU32, _seen: u32) {
-        panic!("nobody sleeps here")
-    }
+            fn wait(word: &AtomicU32, seen: u32) {
+                Std::wait(word, seen);
+            }
 
-    fn wake_all(_word: &AtomicU32) {
-        panic!("nobody sleeps here")
-    }
+            fn wake_all(word: &AtomicU32) {
+                Std::wake_all(word);
+            }
+        }
+    };
 }
 
 #[test]
 fn caches_serve_small_sizes_and_address_0_among_them() {
+    system!(Awake);
     let arena = with_stacks::<Awake>(100);
     assert_eq!(arena.alloc(3, Instant, NoSleep), Ok(0));
     arena.free(0, 3).unwrap();
@@ -209,7 +239,7 @@ fn slabs_of_caches_waste_a_quarter_at_most() {
     assert!((1..10000).all(|max| (qcache_slab_size(max) % max) * 4 <= qcache_slab_size(max)));
 }
 
-/// Runs `sleeper` in a thread; asserts that it sleeps until `waker` has run.
+/// Runs `sleeper` in a thread; asserts that it sleeps until `waker` has run, and then doesn't.
 fn sleeps_until<T: Send>(sleeper: impl FnOnce() -> T + Send, waker: impl FnOnce()) -> T {
     let woken = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -221,13 +251,28 @@ fn sleeps_until<T: Send>(sleeper: impl FnOnce() -> T + Send, waker: impl FnOnce(
         thread::sleep(Duration::from_millis(50));
         woken.store(true, SeqCst);
         waker();
+        awake(|| sleeping.is_finished());
         sleeping.join().unwrap()
     })
 }
 
+/// A thread that sleeps for ever can't be failed in any other way.
+fn awake(finished: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if finished() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    eprintln!("a thread sleeps for ever");
+    std::process::abort();
+}
+
 #[test]
 fn a_request_that_may_sleep_waits_for_a_free() {
-    let arena = with_span("ids", 0, 4);
+    system!(Alone);
+    let arena = Arena::<Alone>::new("ids", 1, &HeapTags);
+    arena.add(0, 4, NoSleep).unwrap();
     arena.alloc(4, Instant, NoSleep).unwrap();
     let got = sleeps_until(|| arena.alloc(2, Instant, Wait::Sleep), || arena.free(0, 4).unwrap());
     assert_eq!(got, Ok(0));
@@ -235,26 +280,63 @@ fn a_request_that_may_sleep_waits_for_a_free() {
     // ... or for an addition, or for a tail given back.
     let got = sleeps_until(|| arena.alloc(10, Instant, Wait::Sleep), || arena.add(100, 10, NoSleep).unwrap());
     assert_eq!(got, Ok(100));
+    let got = sleeps_until(|| arena.alloc(4, Instant, Wait::Sleep), || arena.extend_span(110, 4, NoSleep).unwrap());
+    assert_eq!(got, Ok(110));
     let got =
         sleeps_until(|| arena.alloc(5, Instant, Wait::Sleep), || arena.shrink_in_place(100, 10, 5, NoSleep).unwrap());
     assert_eq!(got, Ok(105));
 }
 
 #[test]
-fn a_child_waits_for_its_parent() {
-    let parent = with_span("parent", 0, 8);
-    let child = Ids::new("child", 1, &HeapTags).with_import(&parent, 8);
+fn a_child_waits_for_its_parent_and_a_parent_for_its_child() {
+    system!(Alone);
+    let parent = Arena::<Alone>::new("parent", 1, &HeapTags);
+    parent.add(0, 8, NoSleep).unwrap();
+    let child = Arena::<Alone>::new("child", 1, &HeapTags).with_import(&parent, 8);
     parent.alloc(1, Instant, NoSleep).unwrap();
     let got = sleeps_until(|| child.alloc(5, Instant, Wait::Sleep), || parent.free(0, 1).unwrap());
+    assert_eq!(got, Ok(0));
+    let got = sleeps_until(|| parent.alloc(8, Instant, Wait::Sleep), || child.free(0, 5).unwrap());
     assert_eq!(got, Ok(0));
 }
 
 #[test]
 fn a_range_that_goes_into_a_cache_wakes_who_needs_it() {
-    let arena = with_stacks::<Std>(8);
+    system!(Alone);
+    let arena = with_stacks::<Alone>(8);
     arena.alloc(8, Instant, NoSleep).unwrap();
     let got = sleeps_until(|| arena.xalloc(&Request::new(8), Wait::Sleep), || arena.free(0, 8).unwrap());
     assert_eq!(got, Ok(0));
+}
+
+#[test]
+fn a_range_that_went_into_a_cache_just_before_the_sleep_is_found() {
+    system!(Alone);
+    /// Holds all of the arena; the first drain comes just too early.
+    struct Late {
+        arena: OnceLock<&'static Arena<'static, Alone>>,
+        drains: AtomicUsize,
+    }
+    impl QuantumCache for Late {
+        fn alloc(&self, _quanta: usize, _wait: Wait) -> Option<usize> {
+            None
+        }
+        fn free(&self, _quanta: usize, _addr: usize) {}
+        fn drain(&self) {
+            if self.drains.fetch_add(1, SeqCst) == 1 {
+                self.arena.get().unwrap().xfree(0, 4).unwrap();
+            }
+        }
+    }
+    let late: &'static Late = Box::leak(Box::new(Late { arena: OnceLock::new(), drains: AtomicUsize::new(0) }));
+    let arena: &'static Arena<Alone> =
+        Box::leak(Box::new(Arena::new("late", 1, &HeapTags).with_quantum_cache(late, 4)));
+    assert!(late.arena.set(arena).is_ok());
+    arena.add(0, 4, NoSleep).unwrap();
+    arena.xalloc(&Request::new(4), NoSleep).unwrap();
+    let sleeping = thread::spawn(|| arena.xalloc(&Request::new(4), Wait::Sleep));
+    awake(|| sleeping.is_finished());
+    assert_eq!(sleeping.join().unwrap(), Ok(0));
 }
 
 #[test]
@@ -379,6 +461,27 @@ struct Page(#[expect(dead_code, reason = "memory is only handed out")] MaybeUnin
 /// See [`Arena::with_reserve`]: one in the source at a time.
 const RESERVE: usize = 4;
 
+#[test]
+fn the_reserve_is_for_those_who_say_so() {
+    // Nothing but the tags donated here.
+    let tags = Scarce { out: AtomicUsize::new(0), asked: AtomicUsize::new(0), fail_each: 1 };
+    let arena = Ids::new("pages", 1, &tags).with_reserve(4);
+    let own: &'static mut [MaybeUninit<Tag>] = Box::leak((0..8).map(|_| MaybeUninit::uninit()).collect());
+    // SAFETY: leaked; and the arena is forgotten below, so that they are put nowhere.
+    unsafe { arena.donate_tags(NonNull::from(own).cast(), 8) };
+    arena.add(0, 100, NoSleep).unwrap();
+    let mut given = 0;
+    assert_eq!(arena.alloc(1, Instant, NoSleep), Ok(given));
+    // 5 are left: an operation might need 2, and 4 must remain.
+    assert_eq!(arena.alloc(1, Instant, NoSleep), Err(Error::NoTags));
+    assert_eq!(tags.asked.load(SeqCst), 1);
+    while arena.alloc(1, Instant, Wait::Reserve).is_ok() {
+        given += 1;
+    }
+    assert_eq!((given, arena.tags_free(), tags.asked.load(SeqCst)), (4, 1, 1), "without a call of the source");
+    std::mem::forget(arena);
+}
+
 /// A machine's memory, whose addresses are in an arena that gets its tags from that memory: the loop that a kernel has.
 struct Machine {
     memory: Box<[UnsafeCell<Page>]>,
@@ -433,8 +536,8 @@ fn an_arena_may_feed_its_own_tags() {
     others.add(0, usize::MAX, NoSleep).unwrap();
     // Every second of many numbers, so that every number costs tags; all pages go into them.
     let mut count = 0;
+    let request = Request { align: 2, ..Request::new(1) };
     let error = loop {
-        let request = Request { min: 2 * count, max: 2 * count, ..Request::new(1) };
         match others.xalloc(&request, NoSleep) {
             Ok(_) => count += 1,
             Err(error) => break error,
@@ -460,6 +563,33 @@ fn the_hash_follows_the_number_of_segments() {
     }
     arena.update();
     assert_eq!(arena.counts().raw.buckets, HASH_INLINE);
+}
+
+#[test]
+fn a_table_that_was_refused_is_not_asked_for_until_the_next_update() {
+    struct NoTable(AtomicUsize);
+    // SAFETY: 1. is HeapTags' promise.
+    unsafe impl TagSource for NoTable {
+        fn get(&self, wait: Wait) -> Option<(NonNull<Tag>, usize)> {
+            HeapTags.get(wait)
+        }
+        unsafe fn put(&self, tag: NonNull<Tag>) {
+            // SAFETY: 1. is the caller's.
+            unsafe { HeapTags.put(tag) };
+        }
+        fn get_buckets(&self, _count: usize) -> Option<NonNull<Bucket>> {
+            self.0.fetch_add(1, SeqCst);
+            None
+        }
+    }
+    let tags = NoTable(AtomicUsize::new(0));
+    let arena = Ids::new("ids", 1, &tags);
+    arena.add(0, 1000, NoSleep).unwrap();
+    (0..100).for_each(|id| assert_eq!(arena.alloc(1, Instant, NoSleep), Ok(id)));
+    assert_eq!(tags.0.load(SeqCst), 1);
+    arena.update();
+    assert_eq!((tags.0.load(SeqCst), arena.counts().raw.buckets), (2, HASH_INLINE));
+    (0..100).for_each(|id| arena.free(id, 1).unwrap());
 }
 
 #[test]
