@@ -77,6 +77,15 @@ pub fn sites(pid: u32) -> Vec<Site> {
     rows(&vmstat(pid, &["-m", "--sites"]))
 }
 
+/// The table by call site, when the program is far enough to have one, and lives.
+#[must_use]
+pub fn sites_if_any(pid: u32) -> Option<Vec<Site>> {
+    let mut vmstat = Command::new(command());
+    let out = vmstat.args(["vmstat", "-m", "--sites", "--json", "-p", &pid.to_string()]).output();
+    let out = out.unwrap_or_else(|e| panic!("{vmstat:?}: {e}"));
+    out.status.success().then(|| rows(&parse(&out.stdout)))
+}
+
 /// The table by library of a live program.
 #[must_use]
 pub fn library_totals(pid: u32) -> Vec<Site> {

@@ -1,7 +1,8 @@
 //! Who holds the memory: every row against a program's own books, to the block and the byte.
 
 use kernmalloc_conformance::{
-    Case, Host, Sandbox, Site, cc, cc_with, library_totals, real_program, rustc, sites, sites_of_report,
+    Case, Host, Sandbox, Site, bench_program, cc, cc_with, library_totals, real_program, rustc, sites, sites_if_any,
+    sites_of_report,
 };
 use std::collections::BTreeMap;
 
@@ -213,6 +214,31 @@ fn the_wrappers_of_python_are_looked_through() {
     assert!(held.is_empty(), "{held:#?}");
     live.say(b"\n");
     drop(live.finish().good());
+}
+
+/// Whoever reads while the program runs at full speed sees figures that were true: never more frees than allocations, never less
+/// than before.
+#[test]
+fn figures_of_a_running_program_never_contradict_each_other() {
+    let live = Case::new(bench_program("mix", &[])).args(["1000", "8", "1000000000000"]).start(Host::Kernmalloc);
+    let mut before: BTreeMap<(String, Option<u64>), (u64, u64)> = BTreeMap::new();
+    let (mut seen, mut moved) = (0, 0);
+    while seen < 60 {
+        let Some(table) = sites_if_any(live.pid()) else { continue };
+        seen += 1;
+        for site in &table {
+            assert!(site.frees <= site.requests, "{site:?}");
+            assert_eq!(site.in_use, site.requests - site.frees, "{site:?}");
+            assert!(site.bytes_requested <= site.bytes_served, "{site:?}");
+            let now = (site.requests, site.frees);
+            let old = before.insert((site.library.clone(), site.offset), now).unwrap_or_default();
+            assert!(old.0 <= now.0 && old.1 <= now.1, "{old:?} before, now {site:?}");
+            moved += u64::from(old != (0, 0) && old.0 < now.0);
+        }
+    }
+    assert!(moved >= 30, "only {moved} rows moved: the program did not run meanwhile");
+    let run = live.signal_and_finish(libc::SIGKILL);
+    assert!(run.ended_by(libc::SIGKILL), "{run}");
 }
 
 /// The figures are in memory that the command holds too: a program killed at once leaves all of them.
