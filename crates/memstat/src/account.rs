@@ -124,7 +124,7 @@ impl Account {
         }
         let pages = read_pages(pid, heap)?;
         let ranges = [
-            heap.base..heap.base.saturating_add(heap.max_bytes),
+            heap.base..heap.base.saturating_add(heap.bytes),
             heap.table_base..heap.table_base.saturating_add(heap.table_bytes),
             heap.meta_base..heap.meta_base.saturating_add(heap.meta_bytes),
             heap.stats_base..heap.stats_base.saturating_add(heap.stats_bytes),

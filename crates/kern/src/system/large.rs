@@ -9,6 +9,10 @@ use crate::slab::{TAG_FREE, size_mask};
 use crate::slot::Slot;
 use crate::stats::TypeId;
 
+/// A run class gets a cache in a slot at its so-manieth free there: what a program frees once or twice (a table that
+/// grows) is better off in the arena, where any size can use it.
+const RUN_FREES_BEFORE_CACHE: u64 = 8;
+
 impl<P: Platform> System<P> {
     /// A block of more than [`SLAB_MAX_BYTES`]: whole pages.
     #[inline(never)]
@@ -155,7 +159,7 @@ impl<P: Platform> System<P> {
                     cache.alloc_count += 1;
                     kept = true;
                 }
-                want_bucket = cache.capacity == 0;
+                want_bucket = cache.capacity == 0 && cache.frees >= RUN_FREES_BEFORE_CACHE;
             }
         });
         if kept {

@@ -29,7 +29,7 @@ impl<P: Platform> System<P> {
                 return Some(bucket);
             }
         }
-        let size = zone.bucket_size.load(Ordering::Relaxed) as usize;
+        let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
         // Twice as large at each miss, but never more than a sixteenth of what the zone has: a small program caches little.
         let items = self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items;
         let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 16).max(15)).max(size);
