@@ -63,13 +63,7 @@ impl<P: Platform> System<P> {
         self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id)
     }
 
-    pub(super) fn alloc_pages_sized(
-        &self,
-        served: usize,
-        requested: usize,
-        align: usize,
-        id: TypeId,
-    ) -> *mut u8 {
+    pub(super) fn alloc_pages_sized(&self, served: usize, requested: usize, align: usize, id: TypeId) -> *mut u8 {
         if !self.is_booted() {
             return core::ptr::null_mut();
         }

@@ -395,17 +395,22 @@ impl<P: Platform> System<P> {
         self.pages.lock().counts()
     }
 
+    /// A type's counters, summed over the slots.
+    #[must_use]
+    pub fn totals(&self, id: TypeId) -> abi::TypeTotals {
+        if !self.is_booted() {
+            return abi::TypeTotals::default();
+        }
+        let slots = self.stats().header().type_lines.used.load(Ordering::Relaxed) as usize;
+        // SAFETY: a row has a line per type.
+        abi::TypeTotals::read((0..slots).map(|slot| unsafe { &*self.stats().type_lines(slot).add(id.index()) }))
+    }
+
     /// The heap in a few sums.
     pub fn account(&self) -> Account {
         let header = self.stats().header();
         let types = header.types.used.load(Ordering::Relaxed) as usize;
-        let slots = header.type_lines.used.load(Ordering::Relaxed) as usize;
-        let mut in_use_bytes = 0;
-        for index in 0..types {
-            // SAFETY: a row has a line per type.
-            let lines = (0..slots).map(|slot| unsafe { &*self.stats().type_lines(slot).add(index) });
-            in_use_bytes += abi::TypeTotals::read(lines).bytes_in_use() as usize;
-        }
+        let in_use_bytes = (0..types).filter_map(TypeId::new).map(|id| self.totals(id).bytes_in_use() as usize).sum();
         let page = |count: &AtomicU64| (count.load(Ordering::Relaxed) as usize) << P::PAGE_SHIFT;
         Account {
             heap_bytes: self.heap_bytes.load(Ordering::Relaxed),
