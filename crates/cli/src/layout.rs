@@ -326,7 +326,7 @@ pub(crate) fn account_lines(a: &Account) -> Vec<Line> {
     figure(absent(&a.table), "not resident: page table", "absent-page-table");
     figure(absent(&a.records), "not resident: records", "absent-records");
     figure(absent(&a.object), "not resident: statistics object", "absent-object");
-    figure(a.clean_resident as i64, "resident though given back (huge pages)", "clean-resident");
+    figure(a.clean_resident as i64, "resident though not in use or retained", "clean-resident");
     figure(a.ours(), "resident, ours: the sum of the above", "ours");
     figure(a.smaps_ours as i64, "resident, ours: by smaps", "smaps-ours");
     figure(a.difference(), "difference of the two", "difference");

@@ -142,7 +142,6 @@ impl Account {
             records: residence(&ranges[2], &parts[1]),
             object: residence(&ranges[3], &parts[2]),
             swapped: pages.swapped + parts.iter().flatten().filter(|r| r.swapped).map(region_bytes).sum::<u64>(),
-            clean_resident: pages.clean_resident,
             types_in_use: snapshot.bytes_in_use(),
             ..Self::default()
         };
@@ -183,12 +182,21 @@ impl Account {
         let mut previous_was_library = false;
         for mapping in &smaps {
             this.total += mapping.rss_bytes;
-            let ours = ranges
-                .iter()
-                .any(|range| !range.is_empty() && mapping.range.start < range.end && range.start < mapping.range.end);
-            if ours {
-                this.smaps_ours += mapping.rss_bytes;
+            let overlaps = |range: &&Range<u64>| {
+                !range.is_empty() && mapping.range.start < range.end && range.start < mapping.range.end
+            };
+            if let Some(range) = ranges.iter().find(overlaps) {
                 previous_was_library = false;
+                if *range == ranges[0] {
+                    // Some programs map at addresses of their choice, and the heap goes on behind: a mapping of which
+                    // the heap never used a page is theirs.
+                    if within(&pages.kept, &mapping.range).next().is_none() {
+                        continue;
+                    }
+                    let clean = within(&pages.clean, &mapping.range).map(|part| part.end - part.start);
+                    this.clean_resident += clean.sum::<u64>();
+                }
+                this.smaps_ours += mapping.rss_bytes;
                 continue;
             }
             // Zeroed data of the library has no file: it follows the library's last mapping.
@@ -218,8 +226,27 @@ struct Pages {
     large_absent: u64,
     run_absent: u64,
     dirty_absent: u64,
-    clean_resident: u64,
     swapped: u64,
+    /// Addresses of pages in use or dirty, ascending.
+    kept: Vec<Range<u64>>,
+    /// Addresses of resident pages that the table holds for clean, ascending.
+    clean: Vec<Range<u64>>,
+}
+
+/// Appends a range to an ascending list, to its last one where they touch.
+fn append(list: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match list.last_mut() {
+        _ if range.is_empty() => {}
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => list.push(range),
+    }
+}
+
+/// The parts of an ascending list that lie in `range`.
+fn within<'a>(list: &'a [Range<u64>], range: &'a Range<u64>) -> impl Iterator<Item = Range<u64>> + 'a {
+    let from = list.partition_point(|part| part.end <= range.start);
+    let parts = list[from..].iter().take_while(|part| part.start < range.end);
+    parts.map(|part| part.start.max(range.start)..part.end.min(range.end))
 }
 
 fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
@@ -235,14 +262,9 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
     let regions = process::page_regions(pid, heap.base..end, page_bytes)?;
 
     let mut out = Pages { swapped: regions.iter().filter(|r| r.swapped).map(region_bytes).sum(), ..Pages::default() };
-    // Resident bytes of pages `first..last`, by bisection: the heap may be huge and nearly empty.
-    let resident_between = |first: u64, last: u64| {
-        let (start, end) = (heap.base + first * page_bytes, heap.base + last * page_bytes);
-        let from = regions.partition_point(|region| region.range.end <= start);
-        let overlaps = regions[from..].iter().take_while(|region| region.range.start < end);
-        let overlaps = overlaps.filter(|region| region.resident);
-        overlaps.map(|region| region.range.end.min(end) - region.range.start.max(start)).sum::<u64>()
-    };
+    let residents: Vec<Range<u64>> = regions.into_iter().filter(|r| r.resident).map(|r| r.range).collect();
+    // By bisection: the heap may be huge and nearly empty.
+    let pages_at = |first: u64, last: u64| heap.base + first * page_bytes..heap.base + last * page_bytes;
 
     // Only the table's own present pages are read: reading an absent one would make it in the program.
     let table = heap.table_base..heap.table_base.saturating_add(npages.saturating_mul(8));
@@ -258,7 +280,7 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
             let bytes = usize::try_from(stop - at).map_or(words.len(), |n| n.min(words.len()));
             process::read_memory_exact(pid, at, &mut words[..bytes])?;
             let first = (at - table.start) / 8;
-            out.clean_resident += resident_between(next, first);
+            within(&residents, &pages_at(next, first)).for_each(|part| append(&mut out.clean, part));
             for (i, word) in words[..bytes].chunks_exact(8).enumerate() {
                 let index = first + i as u64;
                 let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
@@ -268,20 +290,25 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
                 } else if kind == page::LARGE_TAIL && index < run.1 {
                     kind = run.0;
                 }
-                let resident = resident_between(index, index + 1);
-                let absent = page_bytes - resident;
+                let at = pages_at(index, index + 1);
+                let resident = within(&residents, &at).next().is_some();
+                let absent = if resident { 0 } else { page_bytes };
+                if kind != page::FREE_CLEAN {
+                    append(&mut out.kept, at.clone());
+                }
                 match kind {
                     page::SLAB => out.slab_absent += absent,
                     page::LARGE | page::LARGE_TAIL => out.large_absent += absent,
                     page::CACHED_RUN => out.run_absent += absent,
                     page::FREE_DIRTY => out.dirty_absent += absent,
-                    _ => out.clean_resident += resident,
+                    _ if resident => append(&mut out.clean, at),
+                    _ => {}
                 }
             }
             next = first + bytes as u64 / 8;
             at += bytes as u64;
         }
     }
-    out.clean_resident += resident_between(next, npages);
+    within(&residents, &pages_at(next, npages)).for_each(|part| append(&mut out.clean, part));
     Ok(out)
 }

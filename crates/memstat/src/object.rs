@@ -648,7 +648,7 @@ mod tests {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     for (from, to) in [(first, second), (second, first)] {
-                        from.count_alloc(48, 40, 2);
+                        from.count_alloc(48, 40, 1 << 2);
                         to.count_free(48);
                     }
                 }
