@@ -10,7 +10,6 @@ use crate::tag::{Segment, SegmentKind, Tag};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
 use platform::Lock;
 
 /// The most multiples of the quantum that caches may serve, as in illumos (`VMEM_NQCACHE_MAX`).
@@ -49,6 +48,10 @@ struct Inner<'a> {
     reclaim: Option<Reclaim<'a>>,
     /// The tag source had no memory for a larger hash table; asked again by [`Arena::update`].
     hash_denied: bool,
+    imports: u64,
+    releases: u64,
+    waits: u64,
+    fails: u64,
 }
 
 impl Inner<'_> {
@@ -94,11 +97,6 @@ pub struct Arena<'a, S: System> {
     name: &'static str,
     quantum: usize,
     inner: Lock<S::Lock, Inner<'a>>,
-    // Off the fast path, no lock.
-    imports: AtomicU64,
-    releases: AtomicU64,
-    waits: AtomicU64,
-    fails: AtomicU64,
     system: PhantomData<S>,
 }
 
@@ -112,7 +110,16 @@ impl<'a, S: System> Arena<'a, S> {
     #[must_use]
     pub const fn new(name: &'static str, quantum: usize, tags: &'a dyn TagSource) -> Self {
         let raw = RawArena::new(name, quantum);
-        let inner = Inner { raw, limit: usize::MAX, reclaim: None, hash_denied: false };
+        let inner = Inner {
+            raw,
+            limit: usize::MAX,
+            reclaim: None,
+            hash_denied: false,
+            imports: 0,
+            releases: 0,
+            waits: 0,
+            fails: 0,
+        };
         Arena {
             tags,
             source: None,
@@ -123,10 +130,6 @@ impl<'a, S: System> Arena<'a, S> {
             name,
             quantum,
             inner: Lock::new(inner),
-            imports: AtomicU64::new(0),
-            releases: AtomicU64::new(0),
-            waits: AtomicU64::new(0),
-            fails: AtomicU64::new(0),
             system: PhantomData,
         }
     }
@@ -357,7 +360,7 @@ impl<'a, S: System> Arena<'a, S> {
             }
         }
         if wait != Wait::Sleep {
-            self.fails.fetch_add(1, Ordering::Relaxed);
+            self.inner.lock().fails += 1;
             return Err(error);
         }
         loop {
@@ -369,7 +372,7 @@ impl<'a, S: System> Arena<'a, S> {
                 Err(error) if error.is_shortage() => {}
                 done => return done,
             }
-            self.waits.fetch_add(1, Ordering::Relaxed);
+            self.inner.lock().waits += 1;
             sleeper.wait::<S>();
         }
     }
@@ -415,7 +418,7 @@ impl<'a, S: System> Arena<'a, S> {
         let served = served.unwrap_or_else(Err);
         match served {
             Ok(_) => {
-                self.imports.fetch_add(1, Ordering::Relaxed);
+                self.inner.lock().imports += 1;
                 // What is left of it may serve others.
                 S::channel().wake::<S>();
             }
@@ -427,7 +430,7 @@ impl<'a, S: System> Arena<'a, S> {
     fn release(&self, span: Segment) {
         if let Some(source) = self.source {
             source.release(span.base, span.size);
-            self.releases.fetch_add(1, Ordering::Relaxed);
+            self.inner.lock().releases += 1;
         }
         S::channel().wake::<S>();
     }
@@ -580,12 +583,13 @@ impl<'a, S: System> Arena<'a, S> {
     /// Numbers of things, calls and events.
     #[must_use]
     pub fn counts(&self) -> ArenaCounts {
+        let inner = self.inner.lock();
         ArenaCounts {
-            raw: self.inner.lock().raw.counts(),
-            imports: self.imports.load(Ordering::Relaxed),
-            releases: self.releases.load(Ordering::Relaxed),
-            waits: self.waits.load(Ordering::Relaxed),
-            fails: self.fails.load(Ordering::Relaxed),
+            raw: inner.raw.counts(),
+            imports: inner.imports,
+            releases: inner.releases,
+            waits: inner.waits,
+            fails: inner.fails,
         }
     }
 

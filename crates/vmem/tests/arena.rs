@@ -465,9 +465,9 @@ const RESERVE: usize = 4;
 fn the_reserve_is_for_those_who_say_so() {
     // Nothing but the tags donated here.
     let tags = Scarce { out: AtomicUsize::new(0), asked: AtomicUsize::new(0), fail_each: 1 };
-    let arena = Ids::new("pages", 1, &tags).with_reserve(4);
+    let arena = std::mem::ManuallyDrop::new(Ids::new("pages", 1, &tags).with_reserve(4));
     let own: &'static mut [MaybeUninit<Tag>] = Box::leak((0..8).map(|_| MaybeUninit::uninit()).collect());
-    // SAFETY: leaked; and the arena is forgotten below, so that they are put nowhere.
+    // SAFETY: leaked; and the arena does not end, so that they are put nowhere.
     unsafe { arena.donate_tags(NonNull::from(own).cast(), 8) };
     arena.add(0, 100, NoSleep).unwrap();
     let mut given = 0;
@@ -479,7 +479,6 @@ fn the_reserve_is_for_those_who_say_so() {
         given += 1;
     }
     assert_eq!((given, arena.tags_free(), tags.asked.load(SeqCst)), (4, 1, 1), "without a call of the source");
-    std::mem::forget(arena);
 }
 
 /// A machine's memory, whose addresses are in an arena that gets its tags from that memory: the loop that a kernel has.
