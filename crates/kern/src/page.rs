@@ -141,7 +141,6 @@ impl<P: Platform> Pages<P> {
         let ample = (self.heap_bytes / 8).clamp(GROW_MIN_BYTES, GROW_MAX_BYTES);
         let want = min_bytes.max(ample.next_multiple_of(Self::PAGE));
         let extent = P::extend_heap(min_bytes, want)?;
-        self.provide_tags(meta)?;
         let joined = extent.addr == self.base + self.heap_bytes && self.heap_bytes > 0;
         self.hole_bytes += extent.addr - (self.base + self.heap_bytes);
         self.heap_bytes = extent.addr + extent.bytes - self.base;
@@ -152,7 +151,9 @@ impl<P: Platform> Pages<P> {
             self.arena.add(extent.addr, extent.bytes)
         };
         debug_assert!(added.is_ok());
-        added.ok()
+        // For what the heap grew for. The caller had provided for the span; should there be none now, the memory is
+        // already the arena's and serves the next request.
+        self.provide_tags(meta)
     }
 
     /// Marks a run as the pages of one slab.

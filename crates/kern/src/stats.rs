@@ -6,7 +6,8 @@
 //! greatest difference it had since it last *compared* (`peak_bytes`); the sum of all lines' peaks is never below the true
 //! maximum. A slot compares, that is folds that sum into the record and forgets its peak, whenever its own
 //! difference has moved by [`COMPARE_BYTES`]. With one slot active (a single thread has one) the mark is exact, also when
-//! all slots rise together and then fall; otherwise it may exceed the truth by `COMPARE_BYTES` for each further slot.
+//! all slots rise together and then fall; otherwise it may exceed the truth by twice `COMPARE_BYTES` for each further slot: a
+//! line may be that far below its peak without comparing, while another is at its own.
 
 use core::ptr::NonNull;
 
