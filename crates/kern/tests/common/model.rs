@@ -132,7 +132,8 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn in_use(&self) -> u64 {
-        self.bytes_allocated - self.bytes_freed
+        // One thread's share of a type may have freed more than it allocated.
+        self.bytes_allocated.saturating_sub(self.bytes_freed)
     }
 
     pub(crate) fn alloc(&mut self, served: Served, requested: usize) {
@@ -561,8 +562,11 @@ impl Model {
             block.check()?;
             self.check_lookup(at)?;
         }
+        let unclaimed = self.world.machine.failed(Call::ClaimRemote);
         self.system().publish_zones();
-        for class in 0..kern::class::CLASSES {
+        // What no one may claim is not published.
+        let published = self.world.machine.failed(Call::ClaimRemote) == unclaimed;
+        for class in (0..kern::class::CLASSES).filter(|_| published) {
             let bytes = kern::class::class_bytes(class);
             let in_use =
                 self.live.iter().filter(|block| block.bytes == bytes && block.is_run == (bytes > 64 * KIB)).count()
