@@ -239,16 +239,21 @@ fn slabs_of_caches_waste_a_quarter_at_most() {
     assert!((1..10000).all(|max| (qcache_slab_size(max) % max) * 4 <= qcache_slab_size(max)));
 }
 
-/// Runs `sleeper` in a thread; asserts that it sleeps until `waker` has run, and then doesn't.
-fn sleeps_until<T: Send>(sleeper: impl FnOnce() -> T + Send, waker: impl FnOnce()) -> T {
+/// Runs `sleeper` in a thread; asserts that it sleeps (in `arena`) until `waker` has run, and then doesn't.
+fn sleeps_until<S: System, T: Send>(
+    arena: &Arena<'_, S>,
+    sleeper: impl FnOnce() -> T + Send,
+    waker: impl FnOnce(),
+) -> T {
     let woken = AtomicBool::new(false);
+    let waits = arena.counts().waits;
     thread::scope(|scope| {
         let sleeping = scope.spawn(|| {
             let result = sleeper();
             assert!(woken.load(SeqCst), "did not sleep");
             result
         });
-        thread::sleep(Duration::from_millis(50));
+        awake(|| arena.counts().waits > waits);
         woken.store(true, SeqCst);
         waker();
         awake(|| sleeping.is_finished());
@@ -274,17 +279,21 @@ fn a_request_that_may_sleep_waits_for_a_free() {
     let arena = Arena::<Alone>::new("ids", 1, &HeapTags);
     arena.add(0, 4, NoSleep).unwrap();
     arena.alloc(4, Instant, NoSleep).unwrap();
-    let got = sleeps_until(|| arena.alloc(2, Instant, Wait::Sleep), || arena.free(0, 4).unwrap());
+    let got = sleeps_until(&arena, || arena.alloc(2, Instant, Wait::Sleep), || arena.free(0, 4).unwrap());
     assert_eq!(got, Ok(0));
-    assert!(arena.counts().waits >= 1);
     // ... or for an addition, or for a tail given back.
-    let got = sleeps_until(|| arena.alloc(10, Instant, Wait::Sleep), || arena.add(100, 10, NoSleep).unwrap());
+    let got = sleeps_until(&arena, || arena.alloc(10, Instant, Wait::Sleep), || arena.add(100, 10, NoSleep).unwrap());
     assert_eq!(got, Ok(100));
-    let got = sleeps_until(|| arena.alloc(4, Instant, Wait::Sleep), || arena.extend_span(110, 4, NoSleep).unwrap());
-    assert_eq!(got, Ok(110));
     let got =
-        sleeps_until(|| arena.alloc(5, Instant, Wait::Sleep), || arena.shrink_in_place(100, 10, 5, NoSleep).unwrap());
+        sleeps_until(&arena, || arena.alloc(4, Instant, Wait::Sleep), || arena.extend_span(110, 4, NoSleep).unwrap());
+    assert_eq!(got, Ok(110));
+    let got = sleeps_until(
+        &arena,
+        || arena.alloc(5, Instant, Wait::Sleep),
+        || arena.shrink_in_place(100, 10, 5, NoSleep).unwrap(),
+    );
     assert_eq!(got, Ok(105));
+    assert!(arena.counts().waits <= 8, "{} waits for 4 frees", arena.counts().waits);
 }
 
 #[test]
@@ -294,9 +303,9 @@ fn a_child_waits_for_its_parent_and_a_parent_for_its_child() {
     parent.add(0, 8, NoSleep).unwrap();
     let child = Arena::<Alone>::new("child", 1, &HeapTags).with_import(&parent, 8);
     parent.alloc(1, Instant, NoSleep).unwrap();
-    let got = sleeps_until(|| child.alloc(5, Instant, Wait::Sleep), || parent.free(0, 1).unwrap());
+    let got = sleeps_until(&child, || child.alloc(5, Instant, Wait::Sleep), || parent.free(0, 1).unwrap());
     assert_eq!(got, Ok(0));
-    let got = sleeps_until(|| parent.alloc(8, Instant, Wait::Sleep), || child.free(0, 5).unwrap());
+    let got = sleeps_until(&parent, || parent.alloc(8, Instant, Wait::Sleep), || child.free(0, 5).unwrap());
     assert_eq!(got, Ok(0));
 }
 
@@ -305,7 +314,7 @@ fn a_range_that_goes_into_a_cache_wakes_who_needs_it() {
     system!(Alone);
     let arena = with_stacks::<Alone>(8);
     arena.alloc(8, Instant, NoSleep).unwrap();
-    let got = sleeps_until(|| arena.xalloc(&Request::new(8), Wait::Sleep), || arena.free(0, 8).unwrap());
+    let got = sleeps_until(arena, || arena.xalloc(&Request::new(8), Wait::Sleep), || arena.free(0, 8).unwrap());
     assert_eq!(got, Ok(0));
 }
 
@@ -521,7 +530,7 @@ unsafe impl TagSource for Machine {
 
 #[test]
 fn an_arena_may_feed_its_own_tags() {
-    const PAGES: usize = 400;
+    const PAGES: usize = if cfg!(miri) { 12 } else { 400 };
     let machine: &'static Machine = Box::leak(Box::new(Machine {
         memory: (0..PAGES).map(|_| UnsafeCell::new(Page(MaybeUninit::uninit()))).collect(),
         boot: Mutex::new(vec![0]),
@@ -566,9 +575,9 @@ fn the_hash_follows_the_number_of_segments() {
 
 #[test]
 fn a_table_that_was_refused_is_not_asked_for_until_the_next_update() {
-    struct NoTable(AtomicUsize);
+    struct Reluctant(AtomicUsize);
     // SAFETY: 1. is HeapTags' promise.
-    unsafe impl TagSource for NoTable {
+    unsafe impl TagSource for Reluctant {
         fn get(&self, wait: Wait) -> Option<(NonNull<Tag>, usize)> {
             HeapTags.get(wait)
         }
@@ -576,19 +585,25 @@ fn a_table_that_was_refused_is_not_asked_for_until_the_next_update() {
             // SAFETY: 1. is the caller's.
             unsafe { HeapTags.put(tag) };
         }
-        fn get_buckets(&self, _count: usize) -> Option<NonNull<Bucket>> {
-            self.0.fetch_add(1, SeqCst);
-            None
+        fn get_buckets(&self, count: usize) -> Option<NonNull<Bucket>> {
+            if self.0.fetch_add(1, SeqCst) == 0 { None } else { HeapTags.get_buckets(count) }
+        }
+        unsafe fn put_buckets(&self, mem: NonNull<Bucket>, count: usize) {
+            // SAFETY: 1. is the caller's.
+            unsafe { HeapTags.put_buckets(mem, count) };
         }
     }
-    let tags = NoTable(AtomicUsize::new(0));
+    let tags = Reluctant(AtomicUsize::new(0));
     let arena = Ids::new("ids", 1, &tags);
     arena.add(0, 1000, NoSleep).unwrap();
     (0..100).for_each(|id| assert_eq!(arena.alloc(1, Instant, NoSleep), Ok(id)));
     assert_eq!(tags.0.load(SeqCst), 1);
     arena.update();
-    assert_eq!((tags.0.load(SeqCst), arena.counts().raw.buckets), (2, HASH_INLINE));
-    (0..100).for_each(|id| arena.free(id, 1).unwrap());
+    assert_eq!((tags.0.load(SeqCst), arena.counts().raw.buckets), (2, 128));
+    // From now on as ever.
+    (100..300).for_each(|id| assert_eq!(arena.alloc(1, Instant, NoSleep), Ok(id)));
+    assert_eq!((tags.0.load(SeqCst), arena.counts().raw.buckets), (3, 512));
+    (0..300).for_each(|id| arena.free(id, 1).unwrap());
 }
 
 #[test]
