@@ -39,13 +39,19 @@ fn chosen(snapshot: &Snapshot, pid: Option<u32>, args: &TableArgs, symbols: &mut
 pub(crate) fn remarks(snapshot: &Snapshot, pid: Option<u32>, symbols: &mut Symbols) -> Vec<String> {
     let p = &snapshot.program;
     let mut out = Vec::new();
-    if p.foreign_malloc {
-        out.push(format!(
-            "{} brings its own malloc, which kernmalloc does not replace: the table has only what went to ours",
+    match symbols.own_allocator(&p.exe) {
+        Some(allocator) => out.push(format!(
+            "{} has an allocator of its own ({allocator}), which kernmalloc does not replace: the table has only what came to ours",
             p.name()
-        ));
-    } else if snapshot.requests() == 0 && p.failures == 0 {
-        out.push(format!("{} asked for nothing here: it allocates nothing, or brings its own malloc", p.name()));
+        )),
+        None if p.foreign_malloc => out.push(format!(
+            "{} brings its own malloc, which kernmalloc does not replace: the table has only what came to ours",
+            p.name()
+        )),
+        None if snapshot.requests() == 0 && p.failures == 0 => {
+            out.push(format!("{} asked for nothing: it allocates nothing, or in another way", p.name()));
+        }
+        None => {}
     }
     if let Some(report) = &p.report {
         out.push(format!("{} misused malloc ({} times); first report:", p.name(), p.misuses.max(1)));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use blazesym::helper::read_elf_build_id;
+use blazesym::inspect::{self, Inspector};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Symbolized, Symbolizer};
 use memstat::{Library, Snapshot, TypeKind};
@@ -22,11 +23,18 @@ pub(crate) struct Symbols {
     /// The file that stands for a library, if it is the one the program mapped.
     files: HashMap<PathBuf, Option<PathBuf>>,
     known: HashMap<(PathBuf, u64), Place>,
+    /// By executable: the allocator it has inside.
+    allocators: HashMap<String, Option<&'static str>>,
 }
+
+/// Functions whose presence in an executable says that it has an allocator of its own: under malloc's name, or jemalloc, as C
+/// and as Rust programs have it, mimalloc, tcmalloc, snmalloc, Go's.
+const ALLOCATORS: [&str; 7] =
+    ["malloc", "je_malloc", "_rjem_malloc", "mi_malloc", "tc_malloc", "sn_malloc", "runtime.mallocgc"];
 
 impl Symbols {
     pub(crate) fn new() -> Self {
-        Self { symbolizer: Symbolizer::new(), files: HashMap::new(), known: HashMap::new() }
+        Self { symbolizer: Symbolizer::new(), files: HashMap::new(), known: HashMap::new(), allocators: HashMap::new() }
     }
 
     /// The places of all call sites of a snapshot, by index of the type. `pid`: whose root directory the paths mean.
@@ -56,6 +64,17 @@ impl Symbols {
             }
         }
         places
+    }
+
+    /// The allocator that a program has inside, by the name of its malloc; what that serves never comes to ours.
+    pub(crate) fn own_allocator(&mut self, exe: &str) -> Option<&'static str> {
+        let find = || {
+            let source = inspect::source::Source::Elf(inspect::source::Elf::new(exe));
+            let inspector = Inspector::new();
+            let found = inspector.lookup(&source, &ALLOCATORS).ok()?;
+            ALLOCATORS.iter().zip(found).find(|(_, symbols)| !symbols.is_empty()).map(|(name, _)| *name)
+        };
+        *self.allocators.entry(exe.to_owned()).or_insert_with(find)
     }
 
     /// The place of one return address in a library.

@@ -97,7 +97,7 @@ fn what_a_reader_must_know_goes_to_standard_error() {
     });
     let stderr = text(&vmstat(&path, &["-m"]).stderr);
     let expected = concat!(
-        "kernmalloc: example brings its own malloc, which kernmalloc does not replace: the table has only what went to ours\n",
+        "kernmalloc: example brings its own malloc, which kernmalloc does not replace: the table has only what came to ours\n",
         "kernmalloc: example misused malloc (1 times); first report:\n",
         "kernmalloc:   free of 0x10: no block\n",
         "kernmalloc:   allocated by nobody\n",
