@@ -2,6 +2,9 @@
 //! that is still sound.
 
 use kernmalloc_conformance::{Case, Host, cc};
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
 
 #[derive(Clone, Copy)]
 enum Block {
@@ -9,6 +12,16 @@ enum Block {
     Ours,
     /// Nobody's: the report says so.
     Foreign,
+}
+
+/// Where a function lies in its file.
+fn function(program: &Path, name: &str) -> Range<u64> {
+    let out = Command::new("nm").args(["-S", "--defined-only"]).arg(program).output().expect("nm runs");
+    let table = String::from_utf8_lossy(&out.stdout).into_owned();
+    let line = table.lines().find(|line| line.ends_with(&format!(" {name}"))).expect("the program has that function");
+    let mut numbers = line.split(' ').map_while(|word| u64::from_str_radix(word, 16).ok());
+    let (from, length) = (numbers.next().expect("an address"), numbers.next().expect("a length"));
+    from..from + length
 }
 
 /// `mistake` is the argument of `badfree.c`.
@@ -24,7 +37,13 @@ fn reported(mistake: &str, says: &[&str], block: Block) {
     assert!(says.iter().any(|text| report.contains(text)), "{mistake}: the report says none of {says:?}: {run}");
     assert!(report.contains(&address), "{mistake}: the report does not name {address}: {run}");
     if matches!(block, Block::Ours) {
-        assert!(report.contains("badfree"), "{mistake}: the report does not name who allocated the block: {run}");
+        let place = report.lines().find_map(|line| line.trim().strip_prefix("allocated by:"));
+        let offset = place.and_then(|place| u64::from_str_radix(place.trim().strip_prefix("badfree+0x")?, 16).ok());
+        let site = function(&program, "victim_site");
+        assert!(
+            offset.is_some_and(|at| site.contains(&at)),
+            "{mistake}: the report does not say that victim_site ({site:#x?}) allocated the block: {run}"
+        );
     }
 
     let run = case.env("KERNMALLOC", "kern.malloc.on_misuse=report").run(Host::Kernmalloc);
