@@ -9,42 +9,70 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone, Copy)]
 pub struct Std;
 
-/// A lock of std that is given back without a guard.
+/// A lock word, with a place to sleep when it is taken. (A guard of std's can't be kept without its borrow; and a condition
+/// variable alone costs a system call per unlock.)
 pub struct StdLock {
-    held: Mutex<bool>,
+    word: AtomicU32,
+    asleep: Mutex<()>,
     freed: Condvar,
 }
 
-/// What a panic under the lock left behind is an arena between two operations: no code of others runs in one.
-fn held<'a>(lock: &'a Mutex<bool>) -> MutexGuard<'a, bool> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
+const FREE: u32 = 0;
+const TAKEN: u32 = 1;
+/// Taken, and somebody may be asleep.
+const WANTED: u32 = 2;
+
+fn enter<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nobody panics with one of ours, and nothing is in them.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// SAFETY: `held` goes from false to true by one thread at a time, under the mutex, and back by the holder.
-unsafe impl RawLock for StdLock {
-    #[allow(clippy::declare_interior_mutable_const, reason = "an initial value, copied into each lock")]
-    const INIT: Self = StdLock { held: Mutex::new(false), freed: Condvar::new() };
-
-    fn lock(&self) {
-        let mut held = held(&self.held);
-        while *held {
-            held = self.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+impl StdLock {
+    #[cold]
+    fn lock_taken(&self) {
+        let mut asleep = enter(&self.asleep);
+        // Whoever gets the lock in this way leaves it marked: there may be others asleep.
+        while self.word.swap(WANTED, Ordering::Acquire) != FREE {
+            asleep = self.freed.wait(asleep).unwrap_or_else(PoisonError::into_inner);
         }
-        *held = true;
     }
 
-    fn try_lock(&self) -> bool {
-        !core::mem::replace(&mut *held(&self.held), true)
-    }
-
-    unsafe fn unlock(&self) {
-        *held(&self.held) = false;
+    #[cold]
+    fn wake_one(&self) {
+        // Who marked the word is asleep once the mutex is ours.
+        drop(enter(&self.asleep));
         self.freed.notify_one();
     }
 }
 
+// SAFETY: the word leaves FREE by one thread's exchange, and returns there by the holder; acquire and release order what
+// is done in between.
+unsafe impl RawLock for StdLock {
+    #[allow(clippy::declare_interior_mutable_const, reason = "an initial value, copied into each lock")]
+    const INIT: Self = StdLock { word: AtomicU32::new(FREE), asleep: Mutex::new(()), freed: Condvar::new() };
+
+    #[inline]
+    fn lock(&self) {
+        if !self.try_lock() {
+            self.lock_taken();
+        }
+    }
+
+    #[inline]
+    fn try_lock(&self) -> bool {
+        self.word.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        if self.word.swap(FREE, Ordering::Release) == WANTED {
+            self.wake_one();
+        }
+    }
+}
+
 static CHANNEL: Channel = Channel::new();
-static SLEEP: Mutex<bool> = Mutex::new(false);
+static SLEEP: Mutex<()> = Mutex::new(());
 static WOKEN: Condvar = Condvar::new();
 
 impl System for Std {
@@ -55,7 +83,7 @@ impl System for Std {
     }
 
     fn wait(word: &AtomicU32, seen: u32) {
-        let mut sleep = held(&SLEEP);
+        let mut sleep = enter(&SLEEP);
         while word.load(Ordering::SeqCst) == seen {
             sleep = WOKEN.wait(sleep).unwrap_or_else(PoisonError::into_inner);
         }
@@ -63,7 +91,7 @@ impl System for Std {
 
     fn wake_all(_word: &AtomicU32) {
         // The word was changed before; whoever compared the old value is asleep once the mutex is ours.
-        drop(held(&SLEEP));
+        drop(enter(&SLEEP));
         WOKEN.notify_all();
     }
 }
