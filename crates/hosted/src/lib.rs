@@ -1,15 +1,14 @@
 //! kernmalloc in a Linux process.
 //!
-//! Three things are made here of the core: pages from mmap(2) ([`region`]), the per-CPU section from rseq(2)
-//! ([`section`]), and types from the addresses of calls ([`sites`], [`modules`], [`elf`], [`cfi`]). Around them:
-//! the statistics object ([`object`]), fork ([`fork`]), tunables and reports.
+//! Three things are made here of the core: pages from mmap(2) (`region`), the per-CPU section from rseq(2)
+//! (`section`), and types from the addresses of calls (`sites`, `modules`, `elf`, `cfi`). Around them:
+//! the statistics object (`object`), fork (`fork`), tunables and reports.
 //!
 //! Nothing here allocates, starts a thread or takes a signal; libc is asked for three things, each outside of any
 //! allocation: the environment, the auxiliary vector, and a place in its list of fork handlers.
 //!
 //! Locks, in order: boot → sites → the core's (see `kern::system`).
 #![no_std]
-#![cfg_attr(not(doc), allow(rustdoc::private_intra_doc_links, reason = "the module list is for readers of the source"))]
 
 #[cfg(test)]
 extern crate std;
@@ -31,7 +30,7 @@ mod wrappers;
 
 pub use lock::FutexLock;
 pub use port::{Linux, SYSTEM, boot, finish};
-pub use sites::{Call, cached_type, library_closed, type_of};
+pub use sites::{Call, cached_type, library_closed, same_module, type_of};
 pub use tunables::{attribution, is_secure, misuse_goes_on};
 
 /// Text on standard error, past any stdio.

@@ -285,10 +285,10 @@ impl Sites {
         }
         // Generated code has no offsets that mean anything: one site for all of it.
         let offset = module.image.map_or(0, |image| ret.wrapping_sub(image.bias)) as u64;
-        if module.seen_before || module.image.is_none() {
-            if let Some(id) = known_site(lib, offset) {
-                return id;
-            }
+        if (module.seen_before || module.image.is_none())
+            && let Some(id) = known_site(lib, offset)
+        {
+            return id;
         }
         let header = SYSTEM.header();
         // The last eighth is kept for libraries whose sites find no room.
@@ -357,6 +357,13 @@ pub fn library_closed() {
     let mut sites = SITES.lock();
     sites.modules.refresh();
     sites.forget_dead();
+}
+
+/// Whether two addresses of code belong to one loaded file.
+pub fn same_module(a: usize, b: usize) -> bool {
+    let mut sites = SITES.lock();
+    let a = sites.modules.find(a);
+    a.is_some() && a == sites.modules.find(b)
 }
 
 /// File and offset of an address, for a report. False when nothing is known of it.

@@ -201,7 +201,7 @@ mod tests {
         for align in [16, 32, 64, 128, 256, 512, 1024, 2048, 4096] {
             for bytes in [0, 1, 17, 100, 1000, 3000, 5000, 65536] {
                 let class = class_of_aligned(bytes, align).unwrap();
-                assert!(class_bytes(class) >= bytes && class_bytes(class) % align == 0);
+                assert!(class_bytes(class) >= bytes && class_bytes(class).is_multiple_of(align));
                 if !slab_layout(class).offpage {
                     assert_eq!(slab_layout(class).first_offset % align, 0);
                 }

@@ -75,9 +75,11 @@ extern "C" fn constructor() {
     if !hosted::boot() {
         return;
     }
+    // Whose malloc does everybody call? (Our own name would lead to the program's as well, if it defines one.)
     // SAFETY: the name ends with a NUL.
-    let seen = unsafe { symbol(RTLD_DEFAULT, b"malloc\0") };
-    if seen != Some(crate::family::malloc as *mut c_void) {
+    if let Some(seen) = unsafe { symbol(RTLD_DEFAULT, b"malloc\0") }
+        && !hosted::same_module(seen as usize, constructor as *const () as usize)
+    {
         SYSTEM.header().foreign_malloc.store(1, Ordering::Relaxed);
     }
 }

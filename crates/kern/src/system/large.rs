@@ -14,7 +14,7 @@ use crate::stats::TypeId;
 const RUN_FREES_BEFORE_CACHE: u64 = 8;
 
 impl<P: Platform> System<P> {
-    /// A block of more than [`SLAB_MAX_BYTES`]: whole pages.
+    /// A block larger than every slab class: whole pages.
     #[inline(never)]
     pub(super) fn alloc_large(&self, bytes: usize, id: TypeId) -> *mut u8 {
         if bytes <= RUN_MAX_BYTES {

@@ -35,11 +35,11 @@ impl<P: Platform> System<P> {
         }
         let old = info.bytes;
         if info.is_run {
-            // SAFETY: 1.
-            if bytes > SLAB_MAX_BYTES
-                && let Some(moved) = unsafe { self.resize_run(&info, bytes, id) }
-            {
-                return moved;
+            if bytes > SLAB_MAX_BYTES {
+                // SAFETY: 1.
+                if let Some(moved) = unsafe { self.resize_run(&info, bytes, id) } {
+                    return moved;
+                }
             }
         } else if bytes <= old && (bytes > old / 2 || old == class_bytes(0)) {
             // The block serves while it fits and is more than half used (N1.136: by the size it really has).

@@ -32,7 +32,7 @@ impl<P: Platform> System<P> {
         let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
         // Twice as large at each miss, but never more than a sixteenth of what the zone has: a small program caches little.
         let items = self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items;
-        let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 16).max(15)).max(size);
+        let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 16).max(31)).max(size);
         zone.bucket_size.store(larger as u32, Ordering::Relaxed);
         self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
         let mut bucket = self.pool.lock().get(&self.meta, size)?;
@@ -190,7 +190,11 @@ impl<P: Platform> System<P> {
             let pages = (slab_layout_of(class).slab_bytes >> P::PAGE_SHIFT) as u64;
             let delta = (keg.slabs as u64).wrapping_sub(before).wrapping_mul(pages);
             self.stats().header().pages_slab.fetch_add(delta, Ordering::Relaxed);
+            let added = (keg.slabs as u64).saturating_sub(before);
+            record.slabs_imported.fetch_add(added, Ordering::Relaxed);
+            record.slabs_high_water.fetch_max(keg.slabs as u64, Ordering::Relaxed);
         }
+        record.slabs_idle.store(keg.empties as u64, Ordering::Relaxed);
         let used = self.meta.lock().used_bytes();
         self.stats().header().meta_used_bytes.store(used as u64, Ordering::Relaxed);
     }
