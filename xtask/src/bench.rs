@@ -254,7 +254,8 @@ fn document(tables: &str, options: &Options) -> String {
          off; statistics stay on. Bold: no peer is better. \"Best\" is the best of glibc and the peers in that row. The peers are\n\
          Debian's libmimalloc2.0, libjemalloc2 and libtcmalloc-minimal4.\n\n\
          The programs are in `tests/bench`; the real ones are python3 with `PYTHONMALLOC=malloc`, sqlite3 in memory, gcc -O2,\n\
-         git repack, and the redis server under redis-benchmark.\n\n{}\n{tables}",
+         git repack, and the redis server under redis-benchmark. Debian links that server with jemalloc, so in its row the column of\n\
+         glibc is jemalloc, too, without a preload.\n\n{}\n{tables}",
         options.rounds,
         if options.quick { " of a tenth of the work" } else { "" },
         machine::described(),

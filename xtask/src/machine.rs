@@ -22,7 +22,7 @@ pub(crate) fn described() -> String {
     let huge = huge.split(['[', ']']).nth(1).unwrap_or("unknown");
     format!(
         "- CPU: {} (family {}, model {}), {cpus} CPUs, {} GiB\n- kernel: Linux {}, transparent huge pages: {huge}\n\
-         - C library: {}\n- compilers: {}; {}\n- commit: {}\n",
+         - C library: {}\n- compilers: {}; {}\n- load average over 15 minutes: {}\n- commit: {}\n",
         field("model name"),
         field("cpu family"),
         field("model\t"),
@@ -31,6 +31,8 @@ pub(crate) fn described() -> String {
         first_line("getconf", &["GNU_LIBC_VERSION"]),
         first_line("gcc", &["--version"]),
         first_line("rustc", &["--version"]),
+        // Over one of these per CPU, other work ran at the same time: times are then worth less.
+        std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').nth(2).unwrap_or("unknown"),
         commit(),
     )
 }

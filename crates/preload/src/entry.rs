@@ -5,6 +5,9 @@
 macro_rules! with_call {
     ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) -> $ret:ty => $to:path, $stack:literal, $frame:literal;)*) => {$(
         $(#[$doc])*
+        ///
+        /// # Safety
+        /// 1. As the standard says of the function: memory given back is the caller's, and memory named is writable.
         #[cfg_attr(panic = "abort", unsafe(no_mangle))]
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
@@ -25,6 +28,9 @@ macro_rules! with_call {
 macro_rules! with_return {
     ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) => $to:path, $ret:literal;)*) => {$(
         $(#[$doc])*
+        ///
+        /// # Safety
+        /// 1. As the standard says of the function: memory given back is the caller's, and memory named is writable.
         #[cfg_attr(panic = "abort", unsafe(no_mangle))]
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) {
@@ -46,6 +52,9 @@ macro_rules! with_return {
 macro_rules! with_retry {
     ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) => $to:path, $stack:literal, $frame:literal;)*) => {$(
         $(#[$doc])*
+        ///
+        /// # Safety
+        /// 1. As the standard says of the function: memory given back is the caller's, and memory named is writable.
         #[cfg_attr(panic = "abort", unsafe(no_mangle))]
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> *mut u8 {
