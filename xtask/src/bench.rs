@@ -87,11 +87,13 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     debian::provide(true);
     let bench = Bench::new()?;
+    // Described now, as it is measured: the tree may be another when the figures are there.
+    let machine = machine::described();
     let allocators = measure::allocators()?;
     match what {
-        "small" => small(&bench, &allocators, &options),
-        "reader" => reader(&bench, &allocators, &options),
-        _ => all(&bench, &allocators, &options),
+        "small" => small(&bench, &allocators, &machine, &options),
+        "reader" => reader(&bench, &allocators, &machine, &options),
+        _ => all(&bench, &allocators, &machine, &options),
     }
 }
 
@@ -108,7 +110,7 @@ struct Cell {
     operations: u64,
 }
 
-fn all(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<()> {
+fn all(bench: &Bench, allocators: &[Allocator], machine: &str, options: &Options) -> Result<()> {
     let mut cells: Vec<Cell> = ROWS
         .iter()
         .map(|row| {
@@ -153,7 +155,7 @@ fn all(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<()>
         let docs = shell::root().join("docs");
         std::fs::create_dir_all(docs.join("benchmarks"))?;
         std::fs::write(docs.join("benchmarks/figures.csv"), csv(&cells, allocators, &figures))?;
-        std::fs::write(docs.join("benchmarks.md"), document(&tables, options))?;
+        std::fs::write(docs.join("benchmarks.md"), document(&tables, machine, options))?;
         println!("written: docs/benchmarks.md, docs/benchmarks/figures.csv");
     }
     Ok(())
@@ -241,7 +243,7 @@ fn csv(cells: &[Cell], allocators: &[Allocator], figures: &Figures) -> String {
     out
 }
 
-fn document(tables: &str, options: &Options) -> String {
+fn document(tables: &str, machine: &str, options: &Options) -> String {
     format!(
         "# Benchmarks\n\n\
          A record, made by `cargo xtask bench`; the raw figures of every run are in\n\
@@ -258,7 +260,7 @@ fn document(tables: &str, options: &Options) -> String {
          glibc is jemalloc, too, without a preload.\n\n{}\n{tables}",
         options.rounds,
         if options.quick { " of a tenth of the work" } else { "" },
-        machine::described(),
+        machine,
     )
 }
 
@@ -414,7 +416,7 @@ fn redis(bench: &Bench, allocator: &Allocator, quick: bool) -> Result<Cost> {
 /// A preloaded allocator should not cost a small program more than this.
 const SMALL_LIMIT_KIB: u64 = 1024;
 
-fn small(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<()> {
+fn small(bench: &Bench, allocators: &[Allocator], machine: &str, options: &Options) -> Result<()> {
     let mut figures = Figures::default();
     for _ in 0..options.rounds {
         for (row, (name, args)) in SMALL.iter().enumerate() {
@@ -426,8 +428,7 @@ fn small(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<(
     }
     let mut out = format!(
         "# Peak of resident memory of small programs, KiB\n\nMade by `cargo xtask bench --small`; medians of {} runs.\n\n{}\n",
-        options.rounds,
-        machine::described()
+        options.rounds, machine
     );
     let names: Vec<&str> = allocators.iter().map(|a| a.name).collect();
     let _ = writeln!(out, "| | {} | ours − glibc |\n| --- |{}", names.join(" | "), " ---: |".repeat(names.len() + 1));
@@ -463,7 +464,7 @@ fn write_record(name: &str, text: &str) -> Result<()> {
 
 // ---- the price of a reader
 
-fn reader(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<()> {
+fn reader(bench: &Bench, allocators: &[Allocator], machine: &str, options: &Options) -> Result<()> {
     let ours = allocators.iter().find(|a| a.is_ours()).context("ours is among them")?;
     let count = if options.quick { "20000000" } else { "100000000" };
     let program = Program::new(bench.program("mix")).args(["4096", "1", count]);
@@ -501,7 +502,7 @@ fn reader(bench: &Bench, allocators: &[Allocator], options: &Options) -> Result<
          while `kernmalloc vmstat -m -w 0.01` reads its table every 10 ms; {rounds} runs of each, taking turns.\n\n{}\n\
          | | median | least | most |\n| --- | ---: | ---: | ---: |\n\
          | alone | {} ms | {} ms | {} ms |\n| read every 10 ms | {} ms | {} ms | {} ms |\n\nDifference of the medians: {:+.2} %.\n",
-        machine::described(),
+        machine,
         a / 1000,
         alone.iter().min().unwrap_or(&0) / 1000,
         alone.iter().max().unwrap_or(&0) / 1000,
