@@ -63,6 +63,10 @@ pub(crate) struct RunArgs {
     /// Show the program alone, not those that it starts or forks
     #[arg(long, overrides_with = "follow_fork")]
     pub(crate) no_follow_fork: bool,
+    /// Print a table for every program of a large family; without it more than eight are only drawn as a tree, and
+    /// the last image of PROGRAM itself has its table
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Credit blocks to nobody, to the library that asked, or to the call site in it (the default)
     #[arg(long, value_enum, value_name = "TO")]
     pub(crate) attribution: Option<AttributionArg>,

@@ -198,7 +198,18 @@ fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
             Ok(())
         }
         output => {
-            let all: Vec<&Member> = members.iter().collect();
+            let mut all: Vec<&Member> = members.iter().collect();
+            let few = output.is_some() || args.all || args.table.json || all.len() <= MOST_TABLES;
+            if !few
+                && let Some(last) = all.iter().copied().filter(|member| member.snapshot.program.pid == pid).next_back()
+            {
+                let _ = writeln!(
+                    io::stderr(),
+                    "kernmalloc: {} programs and images; the table is of the last one of pid {pid} (--all prints each, -o 'FILE.%p' keeps each)",
+                    all.len()
+                );
+                all = vec![last];
+            }
             let tree = (members.len() > 1).then(|| family::tree(&members));
             let heading = Heading { ended, tree };
             let text = document(args, &all, Some(&heading), &mut symbols);
@@ -209,6 +220,9 @@ fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
         }
     }
 }
+
+/// A shell script starts hundreds of programs; more tables than this would bury the one that was asked for.
+const MOST_TABLES: usize = 8;
 
 fn write_file(path: &str, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| path.to_owned())
