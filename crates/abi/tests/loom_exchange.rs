@@ -2,7 +2,7 @@
 //!
 //! Nothing is locked inside a section: a thread that finds its bucket empty (or full) leaves the section, takes a bucket from the
 //! depot (or an empty one), and enters again, perhaps another slot; meanwhile others may have filled or emptied what it
-//! saw. Whatever it then finds, no item may be lost or doubled. The model has buckets of one item, so that each call exchanges.
+//! saw. Whatever it then finds, no item may be lost or doubled. The model has the smallest buckets, so that nearly each call exchanges.
 //!
 //! Preemption bound 2. Each careless step must be noticed.
 #![cfg(loom)]
@@ -12,7 +12,7 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-/// Items of a bucket.
+/// Items that a bucket has room for when it is filled by frees; those of the depot have two.
 const ROOM: usize = 1;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -28,7 +28,9 @@ enum Break {
 
 #[derive(Default)]
 struct Cache {
+    /// Allocations pop here.
     first: Vec<usize>,
+    /// Frees push here.
     second: Vec<usize>,
 }
 
@@ -117,12 +119,12 @@ impl Zone {
 
     fn free(&self, item: usize, how: Break) {
         let pushed = self.enter().with(|cache| {
-            if cache.first.len() == ROOM && cache.second.is_empty() {
+            if cache.second.len() >= ROOM && cache.first.is_empty() {
                 core::mem::swap(&mut cache.first, &mut cache.second);
             }
-            let room = cache.first.len() < ROOM;
+            let room = cache.second.len() < ROOM;
             if room {
-                cache.first.push(item);
+                cache.second.push(item);
             }
             room
         });
@@ -131,11 +133,11 @@ impl Zone {
         }
         // A fresh bucket would come from the pool here, under a lock.
         let displaced = self.enter().with(|cache| {
-            if cache.first.len() < ROOM {
-                cache.first.push(item);
+            if cache.second.len() < ROOM {
+                cache.second.push(item);
                 return None;
             }
-            let displaced = core::mem::replace(&mut cache.second, core::mem::replace(&mut cache.first, vec![item]));
+            let displaced = core::mem::replace(&mut cache.second, vec![item]);
             Some(displaced).filter(|_| how != Break::ForgetDisplaced)
         });
         self.store(displaced);
