@@ -17,7 +17,6 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("forks", &["vfork", "200"]),
     ("threads", &["20000"]),
     ("lifecycle", &["threads"]),
-    ("contract", &["--ours"]),
 ];
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -38,8 +37,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
 
     let (start, mut seed, mut runs) = (Instant::now(), 1, 0_u64);
-    while start.elapsed() < Duration::from_secs(seconds) {
+    let time_is_up = || start.elapsed() >= Duration::from_secs(seconds);
+    while !time_is_up() {
         for (program, args) in &built {
+            if time_is_up() {
+                break;
+            }
             let seed_text = u64::to_string(&seed);
             let args = args.iter().map(|arg| if *arg == "SEED" { seed_text.as_str() } else { arg });
             let mut command = Command::new(measure::command());
