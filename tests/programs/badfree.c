@@ -88,6 +88,8 @@ int
 main(int argc, char **argv)
 {
 	CHECK(argc == 2);
+	/* What is announced between two frees must not take the freed block for a buffer. */
+	setvbuf(stdout, NULL, _IONBF, 0);
 	const char *what = argv[1];
 	size_t size = strncmp(what, "large-", 6) == 0 ? 300000 : 100;
 	if (size > 100)

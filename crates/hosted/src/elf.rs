@@ -14,7 +14,8 @@ pub(crate) struct Image {
     base: usize,
     /// Added to the file's addresses.
     pub(crate) bias: usize,
-    dynamic: usize,
+    /// Address of the dynamic section, by which the loader's own record names the file.
+    pub(crate) dynamic: usize,
     /// Address of `.eh_frame_hdr`, or 0.
     pub(crate) unwind_table: usize,
     note: usize,

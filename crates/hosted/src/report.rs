@@ -35,7 +35,7 @@ fn write_report(report: &MisuseReport, text: &mut Page) {
     if report.what == Misuse::ForeignFree {
         text.push(b": not allocated by kernmalloc");
     } else if report.item == 0 {
-        text.push(b": no block was ever allocated there");
+        text.push(b": no block is allocated there");
     }
     text.push(b"\n");
     if report.item != 0 {

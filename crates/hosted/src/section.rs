@@ -80,7 +80,11 @@ static SETUP: Setup = Setup {
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
-const CLAIMED: u32 = 2;
+
+/// The word of a claimant: each has its own, or two that claim at once could not tell whose claim survived.
+fn claim_word() -> u32 {
+    sys::gettid() | 1 << 31
+}
 
 /// Which identity slots follow; the values of `abi::Header::slot_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,21 +309,23 @@ pub(crate) unsafe fn claim_shared(slot: usize) {
 pub(crate) unsafe fn claim_remote(slot: usize) -> bool {
     // SAFETY: 1.
     let word = unsafe { &*(slot as *const AtomicU32) };
+    let claimed = claim_word();
     loop {
         // SAFETY: 1.
-        while !unsafe { try_claim(slot, CLAIMED) } {
+        while !unsafe { try_claim(slot, claimed) } {
             sys::yield_cpu();
         }
         if HOT.mode.load(Ordering::Relaxed) != 1 {
             return true;
         }
         if !sys::membarrier_rseq() {
-            word.store(FREE, Ordering::Release);
+            // Only if it is still ours: a sequence may have stored over it, and then its holder lets go of it.
+            let _ = word.compare_exchange(claimed, FREE, Ordering::Release, Ordering::Relaxed);
             return false;
         }
         // Every sequence that saw the word free before our exchange has either stored, which we would see here, or
         // starts again and sees ours.
-        if word.load(Ordering::Acquire) == CLAIMED {
+        if word.load(Ordering::Acquire) == claimed {
             return true;
         }
     }
@@ -328,14 +334,15 @@ pub(crate) unsafe fn claim_remote(slot: usize) -> bool {
 /// # Safety
 /// 1. `table` is the bound one, and the caller holds no slot of it.
 pub(crate) unsafe fn claim_all(table: &SlotTable) -> bool {
+    let claimed = claim_word();
     loop {
         let mut pending = false;
         for index in 0..table.count() {
             // SAFETY: 1.
             let word = unsafe { &*(table.slot(index) as *const AtomicU32) };
-            if word.load(Ordering::Relaxed) != CLAIMED {
+            if word.load(Ordering::Relaxed) != claimed {
                 // SAFETY: 1.
-                while !unsafe { try_claim(table.slot(index), CLAIMED) } {
+                while !unsafe { try_claim(table.slot(index), claimed) } {
                     sys::yield_cpu();
                 }
                 pending = true;

@@ -16,7 +16,7 @@ use crate::modules::Modules;
 use crate::port::SYSTEM;
 use crate::{sys, tunables};
 
-const CACHE_BITS: u32 = 12;
+const CACHE_BITS: u32 = 11;
 /// Pairs of neighbours are the two ways.
 static CACHE: [AtomicU64; 1 << CACHE_BITS] = [const { AtomicU64::new(0) }; 1 << CACHE_BITS];
 
@@ -350,6 +350,22 @@ fn known_site(lib: u32, offset: u64) -> Option<u16> {
             record.kind == type_kind::SITE && record.lib == lib && record.offset == offset
         })
         .map(|id| id.index() as u16)
+}
+
+/// A library may be about to go, named by the address of its dynamic section: forgets its addresses now, so that what
+/// another thread maps in its place meanwhile is not taken for it. If it stays after all it is found again.
+pub fn library_closing(dynamic: usize) {
+    let mut sites = SITES.lock();
+    let mut known = false;
+    for module in sites.modules.all() {
+        if module.live && module.image.is_some_and(|image| image.dynamic == dynamic) {
+            module.live = false;
+            known = true;
+        }
+    }
+    if known {
+        sites.forget_dead();
+    }
 }
 
 /// A library may have gone: addresses in it mean nothing any more. After dlclose(3).

@@ -220,6 +220,11 @@ pub(crate) fn getpid() -> u32 {
     unsafe { call!(GETPID) as u32 }
 }
 
+pub(crate) fn gettid() -> u32 {
+    // SAFETY: as above.
+    unsafe { call!(GETTID) as u32 }
+}
+
 pub(crate) fn getppid() -> u32 {
     // SAFETY: as above.
     unsafe { call!(GETPPID) as u32 }

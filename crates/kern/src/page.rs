@@ -187,6 +187,14 @@ impl<P: Platform> Pages<P> {
         debug_assert!(freed.is_ok(), "{freed:?}");
     }
 
+    /// Takes a large block back: its first page remembers it while it stays dirty and unused, so that a second free is told
+    /// from a wild one.
+    pub(crate) fn free_block(&mut self, meta: &Lock<P::Lock, Meta<P>>, addr: usize, bytes: usize, tag: u16) {
+        self.free(meta, addr, bytes);
+        let pages = bytes >> P::PAGE_SHIFT;
+        self.words(addr, bytes)[0].store(page::run(page::FREE_DIRTY, pages, tag), Ordering::Relaxed);
+    }
+
     /// Lengthens a run where it stands, if what follows is free.
     pub(crate) fn grow_in_place(&mut self, meta: &Lock<P::Lock, Meta<P>>, addr: usize, old: usize, new: usize) -> bool {
         if self.provide_tags(meta).is_none() {

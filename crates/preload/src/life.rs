@@ -62,6 +62,10 @@ pub unsafe extern "C" fn dlclose(handle: *mut c_void) -> i32 {
     if next.is_null() {
         return -1;
     }
+    if SYSTEM.is_booted() && !handle.is_null() {
+        // SAFETY: 1.: a handle is the loader's `struct link_map`, whose third word is the address of the dynamic section.
+        hosted::library_closing(unsafe { *handle.cast::<usize>().add(2) });
+    }
     // SAFETY: libc's function of that name; 1.
     let result = unsafe { core::mem::transmute::<*mut c_void, Close>(next)(handle) };
     if SYSTEM.is_booted() {

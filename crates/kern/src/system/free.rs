@@ -45,14 +45,13 @@ impl<P: Platform> System<P> {
                 return self.free_class_enter(word, addr, tag, id);
             }
             let cache = (*slot).cache_of_word(word);
-            // Pushed where allocations do not pop: an allocation's first load then never waits for the addresses of the
-            // stores here, which are known only when tag and type are. A slot that was never used has no room.
-            let count = (*cache).free_count;
-            if count == (*cache).free_capacity {
+            let count = (*cache).alloc_count;
+            // A slot that was never used has no room either.
+            if count == (*cache).capacity {
                 return self.free_class_slow(slot, page::class(word), CacheEntry { item: addr, tag: tag as usize }, id);
             }
-            *(*cache).free_items.add(count as usize) = CacheEntry { item: addr, tag: tag as usize };
-            (*cache).free_count = count + 1;
+            *(*cache).alloc_items.add(count as usize) = CacheEntry { item: addr, tag: tag as usize };
+            (*cache).alloc_count = count + 1;
             (*cache).frees += 1;
             let line = (*slot).line(id);
             if Stats::count_free(line, info.bytes as usize) {
@@ -85,7 +84,7 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Counts the free and puts the item wherever there is room: the second bucket, an empty first one, a fresh one.
+    /// Counts the free and puts the item wherever there is room: the first bucket, an empty second one, a fresh one.
     ///
     /// # Safety
     /// 1. The caller holds `slot`, which is left. `item` is a free block of this class, tagged so.
@@ -99,10 +98,10 @@ impl<P: Platform> System<P> {
             (*cache).frees += 1;
             self.stats().count_free_slow(id, (*slot).line(id), ClassInfo::of(class).bytes as usize);
             self.publish_zone(&*slot, class);
-            if (*cache).free_count == (*cache).free_capacity && (*cache).alloc_count == 0 {
+            if (*cache).alloc_count == (*cache).capacity && (*cache).free_count == 0 && (*cache).free_capacity > 0 {
                 swap_buckets(&mut *cache);
             }
-            if (*cache).free_count < (*cache).free_capacity {
+            if (*cache).alloc_count < (*cache).capacity {
                 push_item(&mut *cache, item);
                 Self::leave(slot);
                 return;
@@ -115,7 +114,7 @@ impl<P: Platform> System<P> {
             };
             slot = self.enter();
             cache = (*slot).cache(class);
-            if (*cache).free_count < (*cache).free_capacity {
+            if (*cache).alloc_count < (*cache).capacity {
                 // Another slot, or others emptied it meanwhile.
                 push_item(&mut *cache, item);
                 Self::leave(slot);
@@ -126,9 +125,12 @@ impl<P: Platform> System<P> {
                 full.set_count((*cache).free_count as usize);
                 full
             });
-            (*cache).free_capacity = bucket.capacity() as u32;
-            (*cache).free_items = bucket.into_items();
-            (*cache).free_count = 0;
+            (*cache).free_items = (*cache).alloc_items;
+            (*cache).free_count = (*cache).alloc_count;
+            (*cache).free_capacity = (*cache).capacity;
+            (*cache).capacity = bucket.capacity() as u32;
+            (*cache).alloc_items = bucket.into_items();
+            (*cache).alloc_count = 0;
             push_item(&mut *cache, item);
             Self::leave(slot);
             if let Some(full) = full {
@@ -189,9 +191,9 @@ impl<P: Platform> System<P> {
 }
 
 /// # Safety
-/// 1. The cache's second bucket has room, and the caller holds its slot.
+/// 1. The cache's first bucket has room, and the caller holds its slot.
 unsafe fn push_item(cache: &mut CpuCache, item: CacheEntry) {
     // SAFETY: 1.
-    unsafe { *cache.free_items.add(cache.free_count as usize) = item };
-    cache.free_count += 1;
+    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = item };
+    cache.alloc_count += 1;
 }

@@ -166,7 +166,10 @@ impl<P: Platform> System<P> {
             return;
         }
         self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
-        self.page_free(addr, bytes);
+        let mut pages = self.pages.lock();
+        pages.free_block(&self.meta, addr, bytes, id.tag() | TAG_FREE);
+        self.trim_pages(&mut pages);
+        self.publish_pages(&pages);
     }
 
     /// The first run freed of its class in a slot: gives the cache its bucket.
