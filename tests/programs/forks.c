@@ -119,8 +119,10 @@ main(int argc, char **argv)
 		from_parent[k] = malloc(100);
 		fill(from_parent[k], 100, (uint64_t)k);
 	}
+	/* A child of a bare clone inherits whatever other threads hold for ever, with any malloc: it is tried without them. */
+	int nthreads = strcmp(how, "clone") == 0 ? 0 : 4;
 	pthread_t threads[4];
-	for (uintptr_t i = 0; i < 4; i++)
+	for (uintptr_t i = 0; i < (uintptr_t)nthreads; i++)
 		CHECK(pthread_create(&threads[i], NULL, churn, (void *)(i + 1)) == 0);
 	char number[16];
 	snprintf(number, sizeof number, "%d", count);
@@ -155,14 +157,14 @@ main(int argc, char **argv)
 		reap(pid, how);
 	}
 	stop = 1;
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < nthreads; i++)
 		pthread_join(threads[i], NULL);
 	use_the_heap(3);
 	for (int k = 0; k < 256; k++) {
 		CHECK(mismatch(from_parent[k], 100, (uint64_t)k) == 100, "a child changed the parent's block");
 		free(from_parent[k]);
 	}
-	CHECK(churned > 1000, "the other threads did %lu operations", churned);
+	CHECK(nthreads == 0 || churned > 1000, "the other threads did %lu operations", churned);
 	printf("%d of %s\n", count, how);
 	return 0;
 }

@@ -201,7 +201,7 @@ fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
             let mut all: Vec<&Member> = members.iter().collect();
             let few = output.is_some() || args.all || args.table.json || all.len() <= MOST_TABLES;
             if !few
-                && let Some(last) = all.iter().copied().filter(|member| member.snapshot.program.pid == pid).next_back()
+                && let Some(last) = all.iter().copied().rfind(|member| member.snapshot.program.pid == pid)
             {
                 let _ = writeln!(
                     io::stderr(),

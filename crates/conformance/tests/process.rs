@@ -25,9 +25,9 @@ fn posix_spawn_while_other_threads_allocate() {
     says(&Case::new(cc("forks")).args(["spawn", "100"]), "100 of spawn\n");
 }
 
-/// No handler runs in a child made by the bare system call; glibc's own malloc may hang there, so it is not asked.
+/// No handler runs in a child made by the bare system call, and what other threads held stays held: one thread.
 #[test]
-fn clone_by_system_call_while_other_threads_allocate() {
+fn clone_by_system_call_past_the_fork_handlers() {
     let run = Case::new(cc("forks")).args(["clone", "200"]).run(Host::Kernmalloc).good();
     assert_eq!(run.text(), "200 of clone\n");
 }

@@ -6,7 +6,7 @@ use platform::{Misuse, MisuseReport, Platform};
 use super::alloc::swap_buckets;
 use super::{BlockInfo, System};
 use crate::bucket::BucketPtr;
-use crate::class::{SLAB_MAX_BYTES, bucket_max};
+use crate::class::bucket_max;
 use crate::slab::{ClassInfo, TAG_FREE};
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
@@ -175,7 +175,7 @@ impl<P: Platform> System<P> {
         }
         let freed_by = match block {
             // SAFETY: a free item of the heap is readable; what the program may have written over it is only shown.
-            Some(block) if !block.live && block.bytes <= SLAB_MAX_BYTES => unsafe { *(block.addr as *const usize) },
+            Some(block) if !block.live && !block.is_run => unsafe { *(block.addr as *const usize) },
             _ => 0,
         };
         P::misuse(&MisuseReport {
