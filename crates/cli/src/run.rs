@@ -200,9 +200,7 @@ fn show(args: &RunArgs, directory: &Path, pid: u32, ended: &str) -> Result<()> {
         output => {
             let mut all: Vec<&Member> = members.iter().collect();
             let few = output.is_some() || args.all || args.table.json || all.len() <= MOST_TABLES;
-            if !few
-                && let Some(last) = all.iter().copied().rfind(|member| member.snapshot.program.pid == pid)
-            {
+            if !few && let Some(last) = all.iter().copied().rfind(|member| member.snapshot.program.pid == pid) {
                 let _ = writeln!(
                     io::stderr(),
                     "kernmalloc: {} programs and images; the table is of the last one of pid {pid} (--all prints each, -o 'FILE.%p' keeps each)",
