@@ -15,6 +15,13 @@ fn fork_while_other_threads_allocate() {
     says(&Case::new(cc("forks")).args(["fork", "200"]), "200 of fork\n");
 }
 
+/// The statistics object is larger than such a file may be, and asking for it would be a signal.
+#[test]
+fn a_limit_on_file_size_ends_nobody() {
+    let script = "ulimit -f 64; (echo child); sqlite3 :memory: 'select 6 * 7'";
+    says(&Case::new("/bin/bash").args(["-c", script]), "child\n42\n");
+}
+
 #[test]
 fn vfork_and_exec_while_other_threads_allocate() {
     says(&Case::new(cc("forks")).args(["vfork", "100"]), "100 of vfork\n");

@@ -55,6 +55,9 @@ fn file_path(directory: &Path, pid: u32, generation: u32) -> Path {
 
 /// A new file (or memfd) of `bytes`.
 fn create(bytes: usize) -> Option<i32> {
+    if sys::file_size_limit().is_some_and(|limit| limit < bytes as u64) {
+        return None;
+    }
     if let Some((directory, own)) = directory() {
         let pid = sys::getpid();
         for generation in 0..10_000 {

@@ -348,11 +348,19 @@ pub(crate) fn abort() -> ! {
     }
 }
 
-/// The limit on address space (`ulimit -v`), if there is one, bytes.
-pub(crate) fn address_space_limit() -> Option<u64> {
-    const RLIMIT_AS: usize = 9;
+fn soft_limit(resource: usize) -> Option<u64> {
     let mut limit = [0u64; 2];
     // SAFETY: 1. a rlimit64 is two words.
-    ok(unsafe { call!(PRLIMIT64, 0usize, RLIMIT_AS, 0usize, limit.as_mut_ptr()) })?;
+    ok(unsafe { call!(PRLIMIT64, 0usize, resource, 0usize, limit.as_mut_ptr()) })?;
     (limit[0] != u64::MAX).then_some(limit[0])
+}
+
+/// The limit on address space (`ulimit -v`), if there is one, bytes.
+pub(crate) fn address_space_limit() -> Option<u64> {
+    soft_limit(9)
+}
+
+/// The limit on the size of files (`ulimit -f`), if there is one, bytes. Past it truncate(2) raises a signal.
+pub(crate) fn file_size_limit() -> Option<u64> {
+    soft_limit(1)
 }
