@@ -39,6 +39,9 @@ pub struct PageCounts {
     pub out: u64,
 }
 
+/// Large blocks freed last that are remembered, see [`Pages::freed_block`].
+const FREED_BLOCKS: usize = 32;
+
 pub(crate) struct Pages<P: Platform> {
     arena: RawArena,
     base: usize,
@@ -49,6 +52,9 @@ pub(crate) struct Pages<P: Platform> {
     /// Of these, bytes between extents that are somebody else's.
     hole_bytes: usize,
     counts: PageCounts,
+    /// Address, bytes and tag of large blocks freed last, the next to be overwritten at `freed_next`.
+    freed: [(usize, usize, u16); FREED_BLOCKS],
+    freed_next: usize,
     platform: PhantomData<P>,
 }
 
@@ -66,6 +72,8 @@ impl<P: Platform> Pages<P> {
             heap_bytes: 0,
             hole_bytes: 0,
             counts: PageCounts { free_dirty: 0, free_clean: 0, out: 0 },
+            freed: [(0, 0, 0); FREED_BLOCKS],
+            freed_next: 0,
             platform: PhantomData,
         }
     }
@@ -187,12 +195,21 @@ impl<P: Platform> Pages<P> {
         debug_assert!(freed.is_ok(), "{freed:?}");
     }
 
-    /// Takes a large block back: its first page remembers it while it stays dirty and unused, so that a second free is told
-    /// from a wild one.
+    /// Takes a large block back and remembers it for a while.
     pub(crate) fn free_block(&mut self, meta: &Lock<P::Lock, Meta<P>>, addr: usize, bytes: usize, tag: u16) {
         self.free(meta, addr, bytes);
-        let pages = bytes >> P::PAGE_SHIFT;
-        self.words(addr, bytes)[0].store(page::run(page::FREE_DIRTY, pages, tag), Ordering::Relaxed);
+        // One entry per address: what counts is the block that was there last.
+        let known = self.freed.iter().position(|freed| freed.0 == addr);
+        self.freed[known.unwrap_or(self.freed_next)] = (addr, bytes, tag);
+        if known.is_none() {
+            self.freed_next = (self.freed_next + 1) % FREED_BLOCKS;
+        }
+    }
+
+    /// A large block that started at this address and was freed not long ago: its bytes and tag. Pages are used again at once
+    /// and for anything, so that only this tells a second free of a large block from a wild one.
+    pub(crate) fn freed_block(&self, addr: usize) -> Option<(usize, u16)> {
+        self.freed.iter().find(|freed| freed.0 == addr && addr != 0).map(|&(_, bytes, tag)| (bytes, tag))
     }
 
     /// Lengthens a run where it stands, if what follows is free.

@@ -160,7 +160,13 @@ impl<P: Platform> System<P> {
     #[cold]
     #[inline(never)]
     pub(super) fn misuse(&self, addr: usize, caller: usize) {
-        let block = self.lookup(addr);
+        let found = self.lookup(addr);
+        let freed_block = || {
+            let (bytes, tag) = self.pages.lock().freed_block(addr)?;
+            Some(BlockInfo { addr, bytes, type_id: TypeId::from_tag(tag), live: false, is_run: true })
+        };
+        // A block that starts here; else a large one that did until it was freed; else one that contains the address.
+        let block = found.filter(|block| block.addr == addr).or_else(freed_block).or(found);
         let what = match block {
             None => Misuse::InvalidFree,
             Some(block) if !block.live => Misuse::DuplicateFree,

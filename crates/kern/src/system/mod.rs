@@ -299,14 +299,6 @@ impl<P: Platform> System<P> {
                     is_run: false,
                 })
             }
-            // A large block that went back to the arena, while its first page remembers it.
-            page::FREE_DIRTY if page::run_pages(word) > 0 => Some(BlockInfo {
-                addr: addr & !(Self::PAGE - 1),
-                bytes: page::run_pages(word) << P::PAGE_SHIFT,
-                type_id: TypeId::from_tag(page::run_tag(word)),
-                live: false,
-                is_run: true,
-            }),
             page::LARGE | page::CACHED_RUN | page::LARGE_TAIL => {
                 let mut first = addr & !(Self::PAGE - 1);
                 let mut word = word;

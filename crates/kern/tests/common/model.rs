@@ -468,7 +468,9 @@ impl Model {
                 Some((block, if block.is_run { 0 } else { CALLER })),
                 false,
             ),
-            // Its pages went back to the arena: nothing is known of it any more.
+            // Its pages went back to the arena. Large blocks freed last are remembered all the same.
+            None if block.is_run => self.misuse(Misuse::DuplicateFree, block.addr, Some((block, 0)), false),
+            // The slab of an item: nothing is known of it any more.
             None => self.misuse(Misuse::InvalidFree, block.addr, None, false),
             found => Err(format!("a freed block is found as {found:x?}, not {expected:x?}")),
         }
