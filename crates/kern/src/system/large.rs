@@ -5,6 +5,7 @@ use platform::Platform;
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
 use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of, run_class};
+use crate::page::Run;
 use crate::slab::{TAG_FREE, size_mask};
 use crate::slot::Slot;
 use crate::stats::TypeId;
@@ -64,8 +65,13 @@ impl<P: Platform> System<P> {
     }
 
     pub(super) fn alloc_pages_sized(&self, served: usize, requested: usize, align: usize, id: TypeId) -> *mut u8 {
+        self.take_run(served, requested, align, id).map_or(core::ptr::null_mut(), |run| run.addr as *mut u8)
+    }
+
+    /// A fresh run, marked and counted; `None`, counted as a failure, when there is none.
+    fn take_run(&self, served: usize, requested: usize, align: usize, id: TypeId) -> Option<Run> {
         if !self.is_booted() {
-            return core::ptr::null_mut();
+            return None;
         }
         let run = {
             let mut pages = self.pages.lock();
@@ -76,10 +82,10 @@ impl<P: Platform> System<P> {
             self.publish_pages(&pages);
             run
         };
-        let Some(run) = run else {
+        if run.is_none() {
             self.fail(id);
-            return core::ptr::null_mut();
-        };
+            return None;
+        }
         self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
         let mask = 1 << abi::large_bit(served as u64);
         self.count(|slot, stats| {
@@ -91,39 +97,13 @@ impl<P: Platform> System<P> {
                 unsafe { (*slot).caches[class].allocs += 1 };
             }
         });
-        run.addr as *mut u8
+        run
     }
 
     /// Large and zero: pages known to be zero are not written.
     pub(super) fn alloc_pages_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
-        if !self.is_booted() {
-            return core::ptr::null_mut();
-        }
         let served = requested.next_multiple_of(Self::PAGE);
-        let run = {
-            let mut pages = self.pages.lock();
-            let run = pages.alloc(&self.meta, served, Self::PAGE);
-            if let Some(run) = run {
-                pages.set_run(run.addr, served, id.tag());
-            }
-            self.publish_pages(&pages);
-            run
-        };
-        let Some(run) = run else {
-            self.fail(id);
-            return core::ptr::null_mut();
-        };
-        self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
-        self.count(|slot, stats| {
-            // SAFETY: inside the section of `slot`.
-            stats.count_alloc_slow(
-                id,
-                unsafe { (*slot).line(id) },
-                served,
-                requested,
-                1 << abi::large_bit(served as u64),
-            );
-        });
+        let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
         if run.dirty {
             // SAFETY: a fresh run of that size.
             unsafe { core::ptr::write_bytes(run.addr as *mut u8, 0, requested) };
