@@ -30,9 +30,9 @@ impl<P: Platform> System<P> {
             }
         }
         let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
-        // Twice as large at each miss, but never more than a sixteenth of what the zone has: a small program caches little.
+        // Twice as large at each miss, up to 63 items or an eighth of what the zone has: a small program caches little.
         let items = self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items;
-        let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 16).max(31)).max(size);
+        let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 8).max(63)).max(size);
         zone.bucket_size.store(larger as u32, Ordering::Relaxed);
         self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
         let mut bucket = self.pool.lock().get(&self.meta, size)?;
