@@ -16,7 +16,8 @@ use crate::{sys, wrappers};
 pub(crate) struct Module {
     pub(crate) start: usize,
     pub(crate) end: usize,
-    /// None for generated code and for files that are not ELF.
+    /// Read when code of the module is first seen to run, see [`Modules::read_image`]. None before that, for generated code,
+    /// and for files that are not ELF.
     pub(crate) image: Option<Image>,
     inode: u64,
     /// Where the file's first page was mapped.
@@ -159,13 +160,10 @@ impl Modules {
             known.live = true;
             return;
         }
-        // SAFETY: the mapping at the base is the file's first page, readable as all of a loaded file's are; memory of
-        // other kinds has no inode.
-        let image = if line.inode != 0 && file.1 != 0 { unsafe { Image::at(file.1) } } else { None };
         let mut module = Module {
             start: line.start,
             end: line.end,
-            image,
+            image: None,
             inode: line.inode,
             base: file.1,
             lib: None,
@@ -187,8 +185,20 @@ impl Modules {
         self.count = self.count.max(index + 1);
     }
 
-    /// The library record of a module, made at its first credit; `None` when there is no room for another library.
+    /// Reads the headers of a module that must be loaded, since its code is running. Of any other the list may be out of date:
+    /// another thread may unmap it at this moment.
+    fn read_image(&mut self, index: usize) {
+        let module = &mut self.all()[index];
+        if module.image.is_none() && module.inode != 0 && module.base != 0 {
+            // SAFETY: the mapping at the base is the file's first page, readable as all of a loaded file's are, and the
+            // caller's code is of this file; memory of other kinds has no inode.
+            module.image = unsafe { Image::at(module.base) };
+        }
+    }
+
+    /// The library record of a module whose code is running, made at its first credit; `None` when there is no room for another library.
     pub(crate) fn lib_of(&mut self, index: usize) -> Option<u32> {
+        self.read_image(index);
         let module = self.all()[index];
         if module.lib.is_some() {
             return module.lib;
@@ -265,7 +275,10 @@ impl Modules {
 
     /// File name of the module that contains `addr` and the offset there, without looking for new mappings.
     pub(crate) fn describe(&mut self, addr: usize) -> Option<(&[u8], usize)> {
-        let module = self.all().iter().find(|module| module.live && addr >= module.start && addr < module.end)?;
+        let found = |module: &Module| module.live && addr >= module.start && addr < module.end;
+        let index = self.all().iter().position(found)?;
+        self.read_image(index);
+        let module = &self.all()[index];
         let bias = module.image.map_or(0, |image| image.bias);
         Some((abi::c_text(&module.path), addr.wrapping_sub(bias)))
     }
