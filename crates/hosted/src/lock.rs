@@ -46,7 +46,7 @@ unsafe impl RawLock for FutexLock {
     #[inline]
     unsafe fn unlock(&self) {
         if self.0.swap(0, Ordering::Release) == 2 {
-            sys::futex_wake_one(&self.0);
+            sys::futex_wake(&self.0, 1);
         }
     }
 }

@@ -87,6 +87,14 @@ unsafe impl Platform for Linux {
         sys::monotonic_ns()
     }
 
+    fn wait(word: &AtomicU32, seen: u32) {
+        sys::futex_wait(word, seen);
+    }
+
+    fn wake_all(word: &AtomicU32) {
+        sys::futex_wake(word, i32::MAX as usize);
+    }
+
     #[cold]
     fn out_of_memory() {
         const ENOMEM: i32 = 12;

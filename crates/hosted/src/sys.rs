@@ -194,9 +194,9 @@ pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, seen: u32) {
     unsafe { call!(FUTEX, word.as_ptr(), FUTEX_PRIVATE, seen, 0usize) };
 }
 
-pub(crate) fn futex_wake_one(word: &core::sync::atomic::AtomicU32) {
+pub(crate) fn futex_wake(word: &core::sync::atomic::AtomicU32, most: usize) {
     // SAFETY: as above.
-    unsafe { call!(FUTEX, word.as_ptr(), 1 | FUTEX_PRIVATE, 1usize) };
+    unsafe { call!(FUTEX, word.as_ptr(), 1 | FUTEX_PRIVATE, most) };
 }
 
 pub(crate) fn yield_cpu() {

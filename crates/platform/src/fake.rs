@@ -26,7 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use std::alloc::Layout;
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
@@ -36,6 +36,10 @@ use crate::{Extent, MisuseReport, Platform, RawLock, SlotTable};
 pub const PAGE: usize = 1 << Fake::PAGE_SHIFT;
 /// How long a thread waits for a slot or a lock before it says that something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Sleepers of all machines: a wake-up on one is an early return on another.
+static SLEEPERS: Mutex<()> = Mutex::new(());
+static WOKEN: Condvar = Condvar::new();
 
 /// A machine as the test wants it.
 #[derive(Clone, Copy, Debug)]
@@ -658,6 +662,40 @@ unsafe impl Platform for Fake {
             core::ptr::write_bytes(from as *mut u8, 0, bytes);
         }
         true
+    }
+
+    fn may_sleep() -> Result<(), &'static str> {
+        with(|here| {
+            if !here.held.is_empty() {
+                Err("inside a critical section")
+            } else if !here.locks.is_empty() {
+                Err("a lock is held")
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    fn wait(word: &AtomicU32, seen: u32) {
+        let machine = Self::machine();
+        if let Err(what) = Self::may_sleep() {
+            machine.breach(format_args!("wait: {what}"));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut asleep = SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner);
+        while word.load(Ordering::SeqCst) == seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                machine.breach(format_args!("wait: nobody wakes the sleeper"));
+            }
+            asleep = WOKEN.wait_timeout(asleep, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn wake_all(_word: &AtomicU32) {
+        // The word was changed before: whoever compared the old value is asleep once the mutex is ours.
+        drop(SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner));
+        WOKEN.notify_all();
     }
 
     fn now_ns() -> u64 {

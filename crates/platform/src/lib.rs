@@ -18,6 +18,8 @@
 #[cfg(feature = "fake")]
 extern crate std;
 
+use core::sync::atomic::AtomicU32;
+
 mod lock;
 pub use lock::{Lock, LockGuard, RawLock};
 
@@ -178,6 +180,23 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
 
     /// Monotonic time, nanoseconds.
     fn now_ns() -> u64;
+
+    /// Whether the caller may sleep: no interrupt, no critical section, no lock held. What forbids it otherwise, in a word or
+    /// two for the report. A caller who asks for memory with permission to sleep is held to it here even when there
+    /// is memory.
+    fn may_sleep() -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// Sleeps until [`wake_all`](Self::wake_all) is called for `word`; returns at once when `word` has another value than
+    /// `seen`, and may return early. *May sleep*: called with no slot and no [`RawLock`] held. A futex wait, or a sleep queue
+    /// whose lock guards the comparison. Without one of its own a port polls.
+    fn wait(_word: &AtomicU32, _seen: u32) {
+        core::hint::spin_loop();
+    }
+
+    /// Wakes everybody who sleeps on `word`, whose value was changed before.
+    fn wake_all(_word: &AtomicU32) {}
 
     /// A request is about to fail for want of memory (a process sets `errno`).
     fn out_of_memory() {}
