@@ -8,7 +8,7 @@
 //! can stop a reader. The file is sparse: only what the program touched has pages.
 //!
 //! ```text
-//!  Header | libraries | types | zones | zone lines (slot-major) | type lines (slot-major)
+//!  Header | libraries | types | zones | zone lines (slot-major) | slot line, type lines (slot-major)
 //! ```
 //!
 //! *Slot* is the writer's unit of exclusion (a CPU, or one of a few lock words of a CPU). A figure of a
@@ -41,13 +41,13 @@ pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 mod line;
 pub mod page;
-pub use line::{TypeLine, TypeTotals};
+pub use line::{FreeSize, LineView, Row, SlotLine, TypeLine, TypeTotals};
 
 /// `KERNMALC`, little-endian, at offset 0. Stored last by the writer: a reader that sees it sees a
 /// whole header.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KERNMALC");
 /// Layout version, see the crate's text.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes reserved for [`Header`]; the first section starts here.
 pub const HEADER_BYTES: u64 = 8192;
 
@@ -112,8 +112,8 @@ pub struct Header {
     pub zones: Section,
     /// [`ZoneLine`]s: row per slot, in it one per zone.
     pub zone_lines: Section,
-    /// [`TypeLine`]s: row per slot, in it one per type. `used` counts slots that were ever entered,
-    /// as one past the highest.
+    /// A row per slot: its [`SlotLine`], then a [`TypeLine`] per type (see [`Row`]). `used` counts slots that were ever
+    /// entered, as one past the highest.
     pub type_lines: Section,
 
     /// Process id, and that of the parent, in the program's own pid namespace.
@@ -149,8 +149,8 @@ pub struct Header {
     /// Address of the statistics object in the program.
     pub stats_base: u64,
 
-    /// Address in the program of the first [`CpuCache`] of slot 0, with the strides to the next slot and
-    /// to the next zone; for a reader with ptrace rights. 0 before the first allocation.
+    /// Address in the program of slot 0, with the strides to the next slot and from one [`CpuCache`] to the next; that of a
+    /// class of malloc stands at [`page::class_code`]. For a reader with ptrace rights. 0 before the first allocation.
     pub caches_base: AtomicU64,
     /// See [`Header::caches_base`].
     pub cache_slot_stride: u64,
@@ -343,29 +343,109 @@ pub struct CacheEntry {
 /// Here because a reader with ptrace rights copies it out of the live program.
 #[repr(C, align(64))]
 pub struct CpuCache {
-    /// Items of the bucket that allocations pop and frees push.
+    /// Past the last item of the bucket that allocations pop and frees push.
+    pub alloc_top: *mut CacheEntry,
+    /// First item of that bucket.
     pub alloc_items: *mut CacheEntry,
+    /// Past the last item that it has room for.
+    pub alloc_end: *mut CacheEntry,
     /// Items of the bucket behind it.
     pub free_items: *mut CacheEntry,
-    /// How many items the first holds.
-    pub alloc_count: u32,
-    /// How many items either may hold.
-    pub capacity: u32,
     /// How many items the second holds.
     pub free_count: u32,
-    /// Capacity of the second.
+    /// How many it has room for.
     pub free_capacity: u32,
     /// Items handed out by this cache.
     pub allocs: u64,
-    /// Items taken back by this cache.
-    pub frees: u64,
+    /// Items that came into the cache otherwise than by a free, less those that left it otherwise than by an allocation
+    /// (wraps): with it the frees need no counter that every free adds to.
+    pub filled: u64,
     /// Room to grow.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 const _: () = assert!(core::mem::size_of::<CpuCache>() == 64);
 
-/// Size bits of [`TypeLine::size_mask`]: below this, the index of a size class; from it on, one bit per doubling
-/// of page runs (`LARGE_BIT + log2(bytes) - 17`, at most 63).
+impl CpuCache {
+    /// Items in the first bucket.
+    #[must_use]
+    pub fn alloc_count(&self) -> usize {
+        (self.alloc_top as usize - self.alloc_items as usize) / size_of::<CacheEntry>()
+    }
+
+    /// Items that the first bucket has room for.
+    #[must_use]
+    pub fn alloc_capacity(&self) -> usize {
+        (self.alloc_end as usize - self.alloc_items as usize) / size_of::<CacheEntry>()
+    }
+
+    /// Makes `items`, of which `count` are there and room is for `capacity`, the first bucket.
+    pub fn set_alloc(&mut self, items: *mut CacheEntry, count: usize, capacity: usize) {
+        self.alloc_items = items;
+        self.alloc_top = items.wrapping_add(count);
+        self.alloc_end = items.wrapping_add(capacity);
+    }
+
+    /// The item pushed last; `None` when the first bucket is empty. Not counted.
+    ///
+    /// # Safety
+    /// 1. The caller is the cache's holder.
+    #[inline(always)]
+    pub unsafe fn pop(&mut self) -> Option<CacheEntry> {
+        let top = self.alloc_top;
+        if top == self.alloc_items {
+            return None;
+        }
+        // SAFETY: 1.: from the first to the top are items.
+        unsafe {
+            self.alloc_top = top.sub(1);
+            Some(*self.alloc_top)
+        }
+    }
+
+    /// Puts an item into the first bucket; false when it is full (also when there is none).
+    ///
+    /// # Safety
+    /// 1. The caller is the cache's holder.
+    #[inline(always)]
+    pub unsafe fn push(&mut self, entry: CacheEntry) -> bool {
+        let top = self.alloc_top;
+        if top == self.alloc_end {
+            return false;
+        }
+        // SAFETY: 1.: from the top to the end is room.
+        unsafe {
+            *top = entry;
+            self.alloc_top = top.add(1);
+        }
+        true
+    }
+
+    /// Items in the cache.
+    #[must_use]
+    pub fn items(&self) -> u64 {
+        self.alloc_count() as u64 + u64::from(self.free_count)
+    }
+
+    /// Items taken back by this cache: what came in must have gone out or be here.
+    #[must_use]
+    pub fn frees(&self) -> u64 {
+        self.allocs.wrapping_add(self.items()).wrapping_sub(self.filled)
+    }
+
+    /// Counts an allocation whose item was not taken from here.
+    pub fn count_alloc_elsewhere(&mut self) {
+        self.allocs = self.allocs.wrapping_add(1);
+        self.filled = self.filled.wrapping_add(1);
+    }
+
+    /// Counts a free whose item was not put here.
+    pub fn count_free_elsewhere(&mut self) {
+        self.filled = self.filled.wrapping_sub(1);
+    }
+}
+
+/// Size bits of [`TypeLine::size_mask`]: below this, the index of a size class up to 64 KiB; from it on, one bit per doubling
+/// (`LARGE_BIT + log2(bytes) - 17`, at most 63).
 pub const LARGE_BIT: u32 = 44;
 
 /// The size classes of malloc, bytes: 16-byte steps to 128, then four per doubling to 64 KiB, which bounds the waste
@@ -391,11 +471,17 @@ pub const SIZE_CLASSES: [u32; LARGE_BIT as usize] = {
     out
 };
 
-/// Bit for a block of `bytes` that is larger than every size class.
+/// Bit for a run of pages of `bytes`, rounded up to a size that has one.
 #[must_use]
-pub const fn large_bit(bytes: u64) -> u32 {
-    let bytes = if bytes > 65537 { bytes } else { 65537 };
-    let log2 = bytes.next_power_of_two().trailing_zeros();
+pub const fn run_bit(bytes: u64) -> u32 {
+    let mut class = LARGE_BIT as usize;
+    while class > 0 && SIZE_CLASSES[class - 1] as u64 >= bytes {
+        class -= 1;
+    }
+    if class < LARGE_BIT as usize {
+        return class as u32;
+    }
+    let log2 = if bytes > 1 << 62 { 63 } else { bytes.next_power_of_two().trailing_zeros() };
     let bit = LARGE_BIT + log2 - 17;
     if bit > 63 { 63 } else { bit }
 }
@@ -421,10 +507,10 @@ mod tests {
 
     #[test]
     fn a_large_block_has_a_bit_of_its_own_doubling() {
-        assert_eq!(large_bit(65537), 44);
-        assert_eq!(large_bit(128 * 1024), 44);
-        assert_eq!(large_bit(128 * 1024 + 1), 45);
-        assert_eq!(large_bit(u64::MAX / 2), 63);
+        assert_eq!(run_bit(65537), 44);
+        assert_eq!(run_bit(128 * 1024), 44);
+        assert_eq!(run_bit(128 * 1024 + 1), 45);
+        assert_eq!(run_bit(u64::MAX / 2), 63);
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! The line of a malloc type in one slot, and the sum over slots.
+//! The line of a malloc type in one slot, a slot's row of them, and the sum over slots.
+
+use core::marker::PhantomData;
 
 use crate::{AtomicU64, Ordering};
 
@@ -9,57 +11,263 @@ use crate::{AtomicU64, Ordering};
 pub struct TypeLine {
     /// Blocks allocated.
     pub allocs: AtomicU64,
-    /// Blocks freed.
+    /// Blocks freed, but for the one that the slot's [`SlotLine::pending`] names.
     pub frees: AtomicU64,
     /// Bytes allocated, as served (rounded up to the size class).
     pub bytes_allocated: AtomicU64,
-    /// Bytes freed, as served.
+    /// Bytes freed, as served, with the same exception.
     pub bytes_freed: AtomicU64,
     /// Bytes asked for.
     pub bytes_requested: AtomicU64,
     /// Which sizes were ever used, see [`crate::LARGE_BIT`].
     pub size_mask: AtomicU64,
-    /// Greatest `bytes_allocated - bytes_freed` of this line since the slot last compared with its peers.
-    /// A difference of wrapping counters: read as `i64`.
+    /// Greatest `bytes_allocated - bytes_freed` that this line had just before a free since the slot last compared with
+    /// its peers. A difference of wrapping counters: read as `i64`. The line's peak is the greater of this and what it has now.
     pub peak_bytes: AtomicU64,
-    /// Below this difference the slot compares again (see `kern`'s `stats`).
-    pub floor_bytes: AtomicU64,
+    /// Room to grow.
+    pub reserved: AtomicU64,
 }
 #[cfg(not(loom))]
 const _: () = assert!(core::mem::size_of::<TypeLine>() == 64);
 
+/// First line of a slot's row.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub struct SlotLine {
+    /// The slot's last free that is in no type's line yet: bytes as served in the upper half, in the lower the offset of
+    /// the type's line from this one, in bytes; 0 for none.
+    pub pending: AtomicU64,
+    /// What is added to when there is none: at the places of [`TypeLine::frees`] and [`TypeLine::bytes_freed`].
+    sink: [AtomicU64; 7],
+}
+
 /// What the only writer of a counter does: no read-modify-write instruction that locks the bus.
 #[inline(always)]
-fn add(counter: &AtomicU64, n: u64, order: Ordering) -> u64 {
-    let sum = counter.load(Ordering::Relaxed).wrapping_add(n);
-    counter.store(sum, order);
-    sum
+fn add(counter: &AtomicU64, n: u64, order: Ordering) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), order);
+}
+
+/// A word as its only writer reads it: a plain load, which may become another instruction's operand.
+///
+/// # Safety
+/// 1. Nobody else writes to it.
+#[inline(always)]
+unsafe fn own(word: &AtomicU64) -> u64 {
+    #[cfg(loom)]
+    return word.load(Ordering::Relaxed);
+    #[cfg(not(loom))]
+    // SAFETY: 1.
+    unsafe {
+        *word.as_ptr()
+    }
 }
 
 impl TypeLine {
-    /// Counts one block out. Returns the line's bytes in use (as a wrapping difference) for the caller to hold
-    /// against its peak.
+    /// Counts one block out.
     ///
     /// Only inside the critical section of the line's slot.
     #[inline(always)]
-    pub fn count_alloc(&self, served_bytes: u64, requested_bytes: u64, size_mask: u64) -> i64 {
+    pub fn count_alloc(&self, served_bytes: u64, requested_bytes: u64, size_mask: u64) {
         add(&self.allocs, 1, Ordering::Relaxed);
         add(&self.bytes_requested, requested_bytes, Ordering::Relaxed);
         let mask = self.size_mask.load(Ordering::Relaxed);
         self.size_mask.store(mask | size_mask, Ordering::Relaxed);
-        let allocated = add(&self.bytes_allocated, served_bytes, Ordering::Relaxed);
-        allocated.wrapping_sub(self.bytes_freed.load(Ordering::Relaxed)) as i64
+        add(&self.bytes_allocated, served_bytes, Ordering::Relaxed);
     }
 
     /// Counts one block back. Released, so that whoever sees this free sees the allocation that came before it,
     /// in whichever slot that was counted.
-    ///
-    /// Only inside the critical section of the line's slot.
     #[inline(always)]
-    pub fn count_free(&self, served_bytes: u64) -> i64 {
+    fn add_free(&self, served_bytes: u64) {
         add(&self.frees, 1, Ordering::Release);
-        let freed = add(&self.bytes_freed, served_bytes, Ordering::Release);
+        add(&self.bytes_freed, served_bytes, Ordering::Release);
+    }
+
+    /// Bytes allocated less bytes freed, of a line without a pending free.
+    #[inline(always)]
+    #[must_use]
+    pub fn in_use(&self) -> i64 {
+        let freed = self.bytes_freed.load(Ordering::Relaxed);
         self.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(freed) as i64
+    }
+
+    /// Notes the peak before a free, and returns how far below its peak the line is, the free not counted.
+    ///
+    /// # Safety
+    /// 1. Inside the critical section of the line's slot.
+    #[inline(always)]
+    unsafe fn note_peak(&self) -> i64 {
+        // SAFETY: 1.
+        unsafe {
+            let free = own(&self.peak_bytes).wrapping_sub(own(&self.bytes_allocated));
+            let fall = free.wrapping_add(own(&self.bytes_freed)) as i64;
+            if fall < 0 {
+                self.peak_bytes.store(self.in_use() as u64, Ordering::Relaxed);
+                return 0;
+            }
+            fall
+        }
+    }
+}
+
+/// A slot's row: its [`SlotLine`] and the lines of all types.
+///
+/// # Why the last free waits
+///
+/// A free learns the type from memory that it finds through the block's address, and a processor holds back later loads
+/// while it does not know where an earlier store goes. So a free writes the one word whose address is known at once, and counts the
+/// free before it, whose type is known by then. The next allocation need not wait for the tag.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    slot: *const SlotLine,
+    lines: PhantomData<&'a SlotLine>,
+}
+
+impl<'a> Row<'a> {
+    /// A row that was never entered. Nothing else may be asked of it.
+    pub const NONE: Self = Self { slot: core::ptr::null(), lines: PhantomData };
+
+    /// # Safety
+    /// 1. At `slot` are a [`SlotLine`] and behind it as many lines as there are types, for `'a`.
+    #[must_use]
+    pub const unsafe fn new(slot: *const SlotLine) -> Self {
+        Self { slot, lines: PhantomData }
+    }
+
+    /// Whether this is [`Row::NONE`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.slot.is_null()
+    }
+
+    #[inline(always)]
+    fn slot_line(self) -> &'a SlotLine {
+        // SAFETY: 1. of `new`.
+        unsafe { &*self.slot }
+    }
+
+    /// # Safety
+    /// 1. `offset` is 0 or that of a line of this row.
+    #[inline(always)]
+    unsafe fn line_at(self, offset: u64) -> &'a TypeLine {
+        // SAFETY: 1. A slot line is as large as a type's, and all atomic words.
+        unsafe { &*self.slot.byte_add(offset as usize).cast::<TypeLine>() }
+    }
+
+    /// Offset of a type's line, bytes.
+    #[inline(always)]
+    const fn offset(index: usize) -> u64 {
+        (size_of::<SlotLine>() + index * size_of::<TypeLine>()) as u64
+    }
+
+    /// The line of a type.
+    ///
+    /// # Safety
+    /// 1. There is a type with this index.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn line(self, index: usize) -> &'a TypeLine {
+        // SAFETY: 1.
+        unsafe { self.line_at(Self::offset(index)) }
+    }
+
+    /// The line of a type and what may be pending for it.
+    ///
+    /// # Safety
+    /// 1. There is a type with this index.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn view(self, index: usize) -> LineView<'a> {
+        // SAFETY: 1.
+        LineView { line: unsafe { self.line(index) }, pending: &self.slot_line().pending, offset: Self::offset(index) }
+    }
+
+    /// Counts one block back. Returns how far below its peak the type's line was before that, bytes.
+    ///
+    /// # Safety
+    /// 1. There is a type with this index.
+    /// 2. Inside the critical section of the row's slot.
+    #[inline(always)]
+    pub unsafe fn count_free(self, index: usize, size: FreeSize) -> i64 {
+        let pending = &self.slot_line().pending;
+        let offset = (index * size_of::<TypeLine>()) as u64;
+        let before = pending.load(Ordering::Relaxed);
+        // First, so that a reader who finds the earlier free in its line does not find it here again.
+        pending.store(size.0.wrapping_add(offset), Ordering::Release);
+        // SAFETY: what is pending names a line of this row or is 0; 1. and 2.
+        unsafe {
+            self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32);
+            self.line(index).note_peak()
+        }
+    }
+
+    /// Counts one block of any size back, and at once. As [`count_free`](Self::count_free) otherwise.
+    ///
+    /// # Safety
+    /// 1. There is a type with this index.
+    /// 2. Inside the critical section of the row's slot.
+    pub unsafe fn count_free_now(self, index: usize, served_bytes: u64) -> i64 {
+        self.settle();
+        // SAFETY: 1. and 2.
+        unsafe {
+            let line = self.line(index);
+            let fall = line.note_peak();
+            line.add_free(served_bytes);
+            fall
+        }
+    }
+
+    /// Puts what is pending into its line.
+    ///
+    /// Only inside the critical section of the row's slot.
+    pub fn settle(self) {
+        let pending = &self.slot_line().pending;
+        let before = pending.load(Ordering::Relaxed);
+        pending.store(0, Ordering::Release);
+        // SAFETY: as in `count_free`.
+        unsafe { self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32) };
+    }
+}
+
+/// Bytes as served of a block freed, below 4 GiB, in the form in which [`Row::count_free`] wants them.
+#[derive(Clone, Copy, Debug)]
+pub struct FreeSize(u64);
+
+impl FreeSize {
+    /// From bytes.
+    #[must_use]
+    pub const fn new(served_bytes: u32) -> Self {
+        Self((served_bytes as u64) << 32 | size_of::<SlotLine>() as u64)
+    }
+}
+
+/// A line as a reader sees it.
+#[derive(Clone, Copy)]
+pub struct LineView<'a> {
+    line: &'a TypeLine,
+    pending: &'a AtomicU64,
+    offset: u64,
+}
+
+impl<'a> LineView<'a> {
+    /// For a reader that maps the words one by one: `index` is the type's.
+    #[must_use]
+    pub fn new(slot: &'a SlotLine, line: &'a TypeLine, index: usize) -> Self {
+        Self { line, pending: &slot.pending, offset: Row::offset(index) }
+    }
+
+    /// Frees and bytes freed. The line first: a free is taken out of `pending` before it is counted there, so none is seen
+    /// twice; one that moves meanwhile is not seen, like any that comes a moment later.
+    fn freed(&self) -> (u64, u64) {
+        let bytes = self.line.bytes_freed.load(Ordering::Acquire);
+        let frees = self.line.frees.load(Ordering::Acquire);
+        let pending = self.pending.load(Ordering::Acquire);
+        if pending & u64::from(u32::MAX) == self.offset {
+            (frees.wrapping_add(1), bytes.wrapping_add(pending >> 32))
+        } else {
+            (frees, bytes)
+        }
     }
 }
 
@@ -85,18 +293,23 @@ pub struct TypeTotals {
 impl TypeTotals {
     /// Sums the lines of one type: every slot's frees before any slot's allocations, so that in-use is never
     /// negative however the program runs meanwhile.
-    pub fn read<'a>(lines: impl Iterator<Item = &'a TypeLine> + Clone) -> Self {
+    pub fn read<'a>(lines: impl Iterator<Item = LineView<'a>> + Clone) -> Self {
         let mut sum = Self::default();
-        for line in lines.clone() {
-            sum.bytes_freed = sum.bytes_freed.wrapping_add(line.bytes_freed.load(Ordering::Acquire));
-            sum.frees = sum.frees.wrapping_add(line.frees.load(Ordering::Acquire));
+        for view in lines.clone() {
+            let (frees, bytes) = view.freed();
+            sum.bytes_freed = sum.bytes_freed.wrapping_add(bytes);
+            sum.frees = sum.frees.wrapping_add(frees);
         }
-        for line in lines {
+        for view in lines {
+            let line = view.line;
             sum.allocs = sum.allocs.wrapping_add(line.allocs.load(Ordering::Acquire));
-            sum.bytes_allocated = sum.bytes_allocated.wrapping_add(line.bytes_allocated.load(Ordering::Acquire));
+            let allocated = line.bytes_allocated.load(Ordering::Acquire);
+            sum.bytes_allocated = sum.bytes_allocated.wrapping_add(allocated);
             sum.bytes_requested = sum.bytes_requested.wrapping_add(line.bytes_requested.load(Ordering::Relaxed));
             sum.size_mask |= line.size_mask.load(Ordering::Relaxed);
-            sum.peak_bytes = sum.peak_bytes.wrapping_add(line.peak_bytes.load(Ordering::Relaxed) as i64);
+            let now = allocated.wrapping_sub(view.freed().1) as i64;
+            let peak = now.max(line.peak_bytes.load(Ordering::Relaxed) as i64);
+            sum.peak_bytes = sum.peak_bytes.wrapping_add(peak);
         }
         sum
     }
@@ -118,13 +331,58 @@ impl TypeTotals {
 mod tests {
     use super::*;
 
+    /// A row of two types.
+    #[derive(Default)]
+    #[repr(C)]
+    struct TwoTypes {
+        slot: SlotLine,
+        lines: [TypeLine; 2],
+    }
+
+    impl TwoTypes {
+        fn row(&self) -> Row<'_> {
+            // SAFETY: the first of a slot line and two lines.
+            unsafe { Row::new((&raw const *self).cast()) }
+        }
+    }
+
+    fn totals(rows: &[TwoTypes], index: usize) -> TypeTotals {
+        // SAFETY: there are two types.
+        TypeTotals::read(rows.iter().map(|row| unsafe { row.row().view(index) }))
+    }
+
     #[test]
     fn a_block_freed_in_another_slot_cancels_in_the_sum() {
-        let lines = [TypeLine::default(), TypeLine::default()];
-        assert_eq!(lines[0].count_alloc(48, 40, 1 << 2), 48);
-        assert_eq!(lines[1].count_free(48), -48);
-        let sum = TypeTotals::read(lines.iter());
+        let rows = [TwoTypes::default(), TwoTypes::default()];
+        rows[0].lines[1].count_alloc(48, 40, 1 << 2);
+        // SAFETY: there are two types.
+        assert_eq!(unsafe { rows[1].row().count_free(1, FreeSize::new(48)) }, 0);
+        let sum = totals(&rows, 1);
         assert_eq!((sum.in_use(), sum.bytes_in_use(), sum.allocs, sum.bytes_requested), (0, 0, 1, 40));
         assert_eq!(sum.size_mask, 4);
+    }
+
+    #[test]
+    fn a_pending_free_counts_for_its_type_and_in_the_peak() {
+        let rows = [TwoTypes::default()];
+        let row = rows[0].row();
+        for _ in 0..3 {
+            for index in [0, 1] {
+                rows[0].lines[index].count_alloc(64, 64, 0);
+                // SAFETY: there are two types.
+                assert_eq!(unsafe { row.count_free(index, FreeSize::new(64)) }, 0);
+                assert_eq!((totals(&rows, 0).in_use(), totals(&rows, 1).in_use()), (0, 0));
+            }
+        }
+        assert_eq!((totals(&rows, 0).frees, totals(&rows, 1).frees), (3, 3));
+        row.settle();
+        row.settle();
+        assert_eq!((rows[0].lines[0].frees.load(Ordering::Relaxed), rows[0].lines[1].in_use()), (3, 0));
+        assert_eq!((totals(&rows, 0).peak_bytes, totals(&rows, 1).peak_bytes), (64, 64));
+        // A block too large for the pending word's half.
+        rows[0].lines[0].count_alloc(1 << 40, 1, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { row.count_free_now(0, 1 << 40) }, 0);
+        assert_eq!((totals(&rows, 0).bytes_in_use(), totals(&rows, 0).peak_bytes), (0, 1 << 40));
     }
 }

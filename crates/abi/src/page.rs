@@ -2,13 +2,19 @@
 //!
 //! ```text
 //!  63      48 47                           6 5    0
-//! | 0        | slab descriptor >> 6         | code |   slab: code is its size class plus one
+//! |        tags of its group >> 6          | code |   slab: see [`class_code`]
 //! | type tag | pages of the run             | code |   LARGE, CACHED_RUN (first page)
 //! | 0        | 0                            | code |   LARGE_TAIL, FREE_*
 //! ```
 //!
 //! The code comes first so that a free finds everything else by it: a table of classes, indexed by the code, has entries
 //! with no items for what is no slab.
+//!
+//! # Tags
+//!
+//! A slab is cut into *groups* of [`GROUP_BYTES`]. A group has a tag, two bytes, per *granule*: the largest power of two that is no
+//! larger than the slab's items, so that no two items start in the same granule. The granule follows from the code, hence an
+//! item's tag from its address and its page's word alone. Granules where no item starts have tags that say so.
 
 /// Never touched or given back; reads as zero when touched.
 pub const FREE_CLEAN: u64 = 0;
@@ -35,6 +41,40 @@ pub const fn code(word: u64) -> u64 {
     word & CODE_MASK
 }
 
+/// Bytes of a slab that share an array of tags.
+pub const GROUP_BYTES: usize = 1 << GROUP_SHIFT;
+const GROUP_SHIFT: u32 = 14;
+
+/// The code of a size class: four to a doubling, so that the code's upper bits are the logarithm of the granule. (16 bytes stand
+/// alone in their doubling, hence the gap after them.) Pages have codes of slab classes; caches stand at those of all.
+#[inline(always)]
+#[must_use]
+pub const fn class_code(class: usize) -> usize {
+    if class == 0 { 19 } else { class + 21 }
+}
+
+/// The inverse of [`class_code`].
+#[inline(always)]
+#[must_use]
+pub const fn class_of_code(code: usize) -> usize {
+    if code == class_code(0) { 0 } else { code - 21 }
+}
+
+/// log2 of a granule's bytes in slabs with this code.
+#[inline(always)]
+#[must_use]
+pub const fn granule_shift(code: u64) -> u32 {
+    (code >> 2) as u32
+}
+
+/// Address of the tag of the item that starts at `addr`, in a page with this word.
+#[inline(always)]
+#[must_use]
+pub const fn tag(word: u64, addr: usize) -> usize {
+    let granule = (addr & (GROUP_BYTES - 1)) >> granule_shift(code(word));
+    tags(word) + 2 * granule
+}
+
 /// Which of the constants above.
 #[inline(always)]
 #[must_use]
@@ -48,7 +88,7 @@ pub const fn kind(word: u64) -> u64 {
 #[must_use]
 pub const fn class(word: u64) -> usize {
     debug_assert!(kind(word) == SLAB);
-    code(word) as usize - 1
+    class_of_code(code(word) as usize)
 }
 
 /// Type tag of a run.
@@ -58,11 +98,11 @@ pub const fn run_tag(word: u64) -> u16 {
     (word >> 48) as u16
 }
 
-/// Address of the slab's descriptor.
+/// Address of the tags of the group that a slab's page lies in.
 #[inline(always)]
 #[must_use]
-pub const fn descriptor(word: u64) -> usize {
-    (word & BODY_MASK) as usize
+pub const fn tags(word: u64) -> usize {
+    (word & !CODE_MASK) as usize
 }
 
 /// Pages of a run.
@@ -72,12 +112,12 @@ pub const fn run_pages(word: u64) -> usize {
     ((word & BODY_MASK) >> 6) as usize
 }
 
-/// The word of a slab's page.
+/// The word of a slab's page: `tags` is a multiple of 64.
 #[inline(always)]
 #[must_use]
-pub const fn slab(descriptor: usize, class: usize) -> u64 {
-    debug_assert!(descriptor as u64 & !BODY_MASK == 0 && class + 1 < FREE_DIRTY as usize);
-    descriptor as u64 | (class as u64 + 1)
+pub const fn slab(tags: usize, class: usize) -> u64 {
+    debug_assert!(tags as u64 & CODE_MASK == 0 && class_code(class) < FREE_DIRTY as usize);
+    tags as u64 | class_code(class) as u64
 }
 
 /// The word of a run's first page; `kind` is [`LARGE`] or [`CACHED_RUN`].
@@ -93,10 +133,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_granule_is_the_largest_power_of_two_in_an_item() {
+        for (class, &bytes) in crate::SIZE_CLASSES.iter().enumerate() {
+            assert_eq!(granule_shift(class_code(class) as u64), bytes.ilog2(), "{bytes}");
+        }
+    }
+
+    #[test]
     fn words_give_back_what_they_were_made_of() {
-        for class in 0..44 {
+        for class in 0..36 {
             let word = slab(0x7fff_ffff_ffc0, class);
-            assert_eq!((kind(word), super::class(word), descriptor(word)), (SLAB, class, 0x7fff_ffff_ffc0));
+            assert_eq!((kind(word), super::class(word), tags(word)), (SLAB, class, 0x7fff_ffff_ffc0));
         }
         let word = run(LARGE, (1 << 30) + 5, 0x8abc);
         assert_eq!((kind(word), run_pages(word), run_tag(word)), (LARGE, (1 << 30) + 5, 0x8abc));

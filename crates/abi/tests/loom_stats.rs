@@ -3,7 +3,7 @@
 //! Preemption bound 3. Each property has a broken twin that must fail, so that the model is known to see the difference.
 #![cfg(loom)]
 
-use abi::{AtomicU64, Ordering, TypeLine, TypeTotals};
+use abi::{AtomicU64, FreeSize, LineView, Ordering, Row, SlotLine, TypeLine, TypeTotals};
 use kernmalloc_abi as abi;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -21,6 +21,25 @@ fn assert_sane(sum: &TypeTotals) {
     assert!(sum.bytes_in_use() as i64 >= 0, "more bytes freed than allocated");
 }
 
+/// A slot's row of one type.
+#[derive(Default)]
+#[repr(C)]
+struct OneType {
+    slot: SlotLine,
+    line: TypeLine,
+}
+
+impl OneType {
+    fn row(&self) -> Row<'_> {
+        // SAFETY: 1. the first of a slot line and a line.
+        unsafe { Row::new((&raw const *self).cast()) }
+    }
+
+    fn view(&self) -> LineView<'_> {
+        LineView::new(&self.slot, &self.line, 0)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Break {
     Nothing,
@@ -28,38 +47,41 @@ enum Break {
     Order,
     /// The writer counts a free without releasing it.
     Release,
+    /// The writer counts the free that waits before it takes it out.
+    Pending,
 }
 
-fn read(lines: &[TypeLine; 2], how: Break) -> TypeTotals {
+fn read(rows: &[OneType; 2], how: Break) -> TypeTotals {
     if how != Break::Order {
-        return TypeTotals::read(lines.iter());
+        return TypeTotals::read(rows.iter().map(OneType::view));
     }
     let mut sum = TypeTotals::default();
-    for line in lines {
-        sum.allocs += line.allocs.load(Ordering::Acquire);
-        sum.bytes_allocated += line.bytes_allocated.load(Ordering::Acquire);
+    for row in rows {
+        sum.allocs += row.line.allocs.load(Ordering::Acquire);
+        sum.bytes_allocated += row.line.bytes_allocated.load(Ordering::Acquire);
     }
-    for line in lines {
-        sum.frees += line.frees.load(Ordering::Acquire);
-        sum.bytes_freed += line.bytes_freed.load(Ordering::Acquire);
-    }
-    sum
+    let later = TypeTotals::read(rows.iter().map(OneType::view));
+    TypeTotals { frees: later.frees, bytes_freed: later.bytes_freed, ..sum }
 }
 
-fn count_free(line: &TypeLine, how: Break) {
-    if how != Break::Release {
-        line.count_free(48);
-        return;
-    }
+fn count_free(row: &OneType, how: Break) {
     let add = |counter: &AtomicU64, n| counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-    add(&line.frees, 1);
-    add(&line.bytes_freed, 48);
+    match how {
+        Break::Release => row.slot.pending.store(48 << 32 | size_of::<SlotLine>() as u64, Ordering::Relaxed),
+        Break::Pending => {
+            add(&row.line.frees, 1);
+            add(&row.line.bytes_freed, row.slot.pending.load(Ordering::Relaxed) >> 32);
+            row.slot.pending.store(48 << 32 | size_of::<SlotLine>() as u64, Ordering::Release);
+        }
+        // SAFETY: 1. there is one type.
+        _ => _ = unsafe { row.row().count_free(0, FreeSize::new(48)) },
+    }
 }
 
 /// A block goes out in slot 0, is handed to another thread, and comes back in slot 1, while a reader sums.
 fn hand_over(how: Break) {
     model(move || {
-        let lines = Arc::new([TypeLine::default(), TypeLine::default()]);
+        let lines = Arc::new([OneType::default(), OneType::default()]);
         let mailbox = Arc::new(AtomicU32::new(0));
         let reader = {
             let lines = Arc::clone(&lines);
@@ -74,7 +96,7 @@ fn hand_over(how: Break) {
                 count_free(&lines[1], how);
             })
         };
-        lines[0].count_alloc(48, 40, 4);
+        lines[0].line.count_alloc(48, 40, 4);
         mailbox.store(1, Ordering::Release);
         reader.join().unwrap();
         freer.join().unwrap();
@@ -101,11 +123,61 @@ fn broken_a_free_that_is_not_released() {
     hand_over(Break::Release);
 }
 
+/// Two blocks come back one after the other, so that the first is moved from the pending word into its line, while a reader sums.
+fn move_pending(how: Break) {
+    model(move || {
+        let rows = Arc::new([OneType::default(), OneType::default()]);
+        rows[0].line.count_alloc(48, 40, 4);
+        rows[0].line.count_alloc(48, 40, 4);
+        // SAFETY: 1. there is one type.
+        unsafe { rows[1].row().count_free(0, FreeSize::new(48)) };
+        let reader = {
+            let rows = Arc::clone(&rows);
+            thread::spawn(move || {
+                let sum = read(&rows, how);
+                assert_sane(&sum);
+                assert!(sum.in_use() <= 2);
+            })
+        };
+        count_free(&rows[1], how);
+        reader.join().unwrap();
+        let sum = read(&rows, how);
+        assert_eq!((sum.frees, sum.in_use(), sum.bytes_in_use()), (2, 0, 0));
+        rows[1].row().settle();
+        let settled = read(&rows, how);
+        assert_eq!((settled.frees, settled.bytes_freed), (2, 96));
+    });
+}
+
+#[test]
+fn a_free_that_moves_is_never_seen_twice() {
+    move_pending(Break::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "freed than allocated")]
+fn broken_a_free_counted_before_it_is_taken_out() {
+    // Seen twice while the other is not yet pending: three frees of two blocks, if the second is read after the move.
+    model(|| {
+        let rows = Arc::new([OneType::default(), OneType::default()]);
+        rows[0].line.count_alloc(48, 40, 4);
+        // SAFETY: 1. there is one type.
+        unsafe { rows[1].row().count_free(0, FreeSize::new(48)) };
+        let reader = {
+            let rows = Arc::clone(&rows);
+            thread::spawn(move || assert_sane(&read(&rows, Break::Nothing)))
+        };
+        rows[0].line.count_alloc(48, 40, 4);
+        count_free(&rows[1], Break::Pending);
+        reader.join().unwrap();
+    });
+}
+
 /// A slot: a lock word, a cache of items, the line of one type.
 struct Slot {
     word: AtomicU32,
     items: UnsafeCell<Vec<usize>>,
-    line: TypeLine,
+    counts: OneType,
 }
 
 // SAFETY: the items are touched by the holder of the word only; that this is so is what the model checks.
@@ -115,7 +187,7 @@ unsafe impl Send for Slot {}
 
 impl Slot {
     fn new(items: &[usize]) -> Self {
-        Self { word: AtomicU32::new(0), items: UnsafeCell::new(items.to_vec()), line: TypeLine::default() }
+        Self { word: AtomicU32::new(0), items: UnsafeCell::new(items.to_vec()), counts: OneType::default() }
     }
 
     /// One attempt at the section.
@@ -136,7 +208,7 @@ impl Slot {
         // SAFETY: we hold the word.
         let item = self.items.with_mut(|items| unsafe { (*items).pop() });
         if item.is_some() {
-            self.line.count_alloc(48, 48, 4);
+            self.counts.line.count_alloc(48, 48, 4);
         }
         self.leave(locked);
         item
@@ -149,7 +221,8 @@ impl Slot {
         }
         // SAFETY: we hold the word.
         self.items.with_mut(|items| unsafe { (*items).push(item) });
-        self.line.count_free(48);
+        // SAFETY: 1. there is one type; we hold the word.
+        unsafe { self.counts.row().count_free(0, FreeSize::new(48)) };
         self.leave(locked);
         true
     }
@@ -172,10 +245,10 @@ fn cross_frees(locked: bool) {
                 })
             })
             .collect();
-        assert_sane(&TypeTotals::read(slots.iter().map(|slot| &slot.line)));
+        assert_sane(&TypeTotals::read(slots.iter().map(|slot| slot.counts.view())));
         let mut items: Vec<usize> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         let live = items.len() as u64;
-        let sum = TypeTotals::read(slots.iter().map(|slot| &slot.line));
+        let sum = TypeTotals::read(slots.iter().map(|slot| slot.counts.view()));
         assert_eq!((sum.in_use(), sum.bytes_in_use()), (live, 48 * live), "the counts are not those of the items");
         for slot in slots.iter() {
             // SAFETY: all threads are done.

@@ -184,7 +184,10 @@ fn pieces(header: &Header, mut visit: impl FnMut(usize, usize)) {
     let types = header.types.used.load(Ordering::Relaxed) as usize;
     for slot in 0..slots {
         let lines = &header.type_lines;
-        visit((lines.offset + slot * lines.stride) as usize, types * size_of::<abi::TypeLine>());
+        visit(
+            (lines.offset + slot * lines.stride) as usize,
+            size_of::<abi::SlotLine>() + types * size_of::<abi::TypeLine>(),
+        );
         let lines = &header.zone_lines;
         visit((lines.offset + slot * lines.stride) as usize, lines.stride as usize);
     }

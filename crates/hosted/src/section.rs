@@ -162,17 +162,16 @@ pub(crate) fn is_orphan() -> bool {
     HOT.mode.load(Ordering::Relaxed) == 0 && SETUP.base.load(Ordering::Relaxed) != 0
 }
 
-/// One attempt at the slot of the running CPU in the row that starts at `base`: its address, or 0.
+/// One attempt at a slot of the running CPU, in the row whose start is in `$base`, an operand of the assembler's with what it
+/// stands for: its address, or 0.
 ///
-/// # Safety
-/// 1. `base` is the start of a row of the bound table, or `HOT.limit` is 0.
+/// Safety: `$base` holds the start of a row of the bound table, or `HOT.limit` is 0.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn attempt(base: usize) -> usize {
-    let slot: usize;
-    // SAFETY: between 2 and 3 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on
-    // any event). The number is below the limit, so the address is a slot of the row (1.).
-    unsafe {
+macro_rules! attempt {
+    ($base:literal $(, $name:ident = $operand:expr)?) => {{
+        let slot: usize;
+        // Between 2 and 3 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on any
+        // event). The number is below the limit, so the address is a slot of the row.
         core::arch::asm!(
             ".pushsection __rseq_cs, \"aw\"", ".balign 32",
             "9: .long 0, 0", ".quad 2f, 3f-2f, 4f", ".popsection",
@@ -186,7 +185,7 @@ unsafe fn attempt(base: usize) -> usize {
             "cmp {slot:e}, dword ptr [rip + {hot} + {at}]",
             "jae 5f",
             "shl {slot}, {shift}",
-            "add {slot}, {base}",
+            concat!("add {slot}, ", $base),
             "cmp dword ptr [{slot}], 0",
             "jne 5f",
             "mov dword ptr [{slot}], 1", // commit
@@ -199,14 +198,14 @@ unsafe fn attempt(base: usize) -> usize {
             ".popsection",
             area = out(reg) _,
             slot = out(reg) slot,
-            base = in(reg) base,
             hot = sym HOT,
             at = const core::mem::offset_of!(Hot, limit),
             shift = const kern::SLOT_STRIDE_BYTES.trailing_zeros(),
+            $($name = in(reg) $operand,)?
             options(nostack)
         );
-    }
-    slot
+        slot
+    }};
 }
 
 /// The first slot of the CPU we run on, or 0.
@@ -214,8 +213,8 @@ unsafe fn attempt(base: usize) -> usize {
 pub(crate) fn enter() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: 1. the first row starts at the base; before boot the limit is 0.
-        unsafe { attempt(HOT.base.load(Ordering::Relaxed)) }
+        // SAFETY: the first row starts at the base, the word after the identity's place; before boot the limit is 0.
+        unsafe { attempt!("qword ptr [rip + {hot} + {at} + 24]") }
     }
     #[cfg(not(target_arch = "x86_64"))]
     enter_other()
@@ -231,8 +230,8 @@ pub(crate) fn enter_other() -> usize {
             let row_bytes = SETUP.ids.load(Ordering::Relaxed) * SETUP.stride.load(Ordering::Relaxed);
             let base = SETUP.base.load(Ordering::Relaxed);
             for row in 0..SETUP.rows.load(Ordering::Relaxed) {
-                // SAFETY: 1. the table has that many rows.
-                let slot = unsafe { attempt(base + row * row_bytes) };
+                // SAFETY: the table has that many rows.
+                let slot = unsafe { attempt!("{base}", base = base + row * row_bytes) };
                 if slot != 0 {
                     return slot;
                 }

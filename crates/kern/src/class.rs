@@ -3,13 +3,13 @@
 //! Arithmetic only; nothing here touches memory.
 #![forbid(unsafe_code)]
 
-use abi::SIZE_CLASSES;
+use abi::{SIZE_CLASSES, page};
 
-/// Classes served from slabs.
-pub const SLAB_CLASSES: usize = SIZE_CLASSES.len();
+/// Classes served from slabs: up to 16 KiB. A slab of larger items would be more pages than a small program has use for.
+pub const SLAB_CLASSES: usize = 36;
 /// Classes of page runs, four per doubling above the slab classes: reused at their size from per-CPU caches, so that
 /// a program that allocates and frees one size never reaches the arena.
-pub const RUN_CLASSES: usize = 20;
+pub const RUN_CLASSES: usize = 28;
 /// All classes; each is a zone of the same index.
 pub const CLASSES: usize = SLAB_CLASSES + RUN_CLASSES;
 /// Largest request served from a slab, bytes.
@@ -19,8 +19,11 @@ pub const RUN_MAX_BYTES: usize = class_bytes(CLASSES - 1);
 /// Every block is aligned for any type.
 pub const MIN_ALIGN: usize = 16;
 
-/// Class by 16-byte step, for the sizes where a table is shorter than the arithmetic.
-const SMALL: [u8; 65] = {
+/// Sizes whose class a table tells, bytes.
+pub(crate) const SMALL_MAX_BYTES: usize = 1024;
+
+/// Place by 16-byte step, for the sizes where a table is shorter than the arithmetic.
+const SMALL: [u16; 65] = {
     let mut out = [0; 65];
     let mut step = 0;
     while step < 65 {
@@ -28,29 +31,72 @@ const SMALL: [u8; 65] = {
         while (SIZE_CLASSES[class] as usize) < step * 16 {
             class += 1;
         }
-        out[step] = class as u8;
+        out[step] = Place::of_class(class).0 as u16;
         step += 1;
     }
     out
 };
 
+/// Where a class's entry is in a table by code ([`page::class_code`]) whose entries are a cache line: its code times 64. The
+/// fast paths know a class by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(usize);
+
+impl Place {
+    /// Bytes of an entry.
+    pub(crate) const STEP: usize = 64;
+
+    pub(crate) const fn of_class(class: usize) -> Self {
+        Self(page::class_code(class) * Self::STEP)
+    }
+
+    /// Of what the word of a page says, slab or not.
+    #[inline(always)]
+    pub(crate) const fn of_word(word: u64) -> Self {
+        Self(page::code(word) as usize * Self::STEP)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn bytes(self) -> usize {
+        self.0
+    }
+
+    pub(crate) const fn class(self) -> usize {
+        page::class_of_code(self.0 / Self::STEP)
+    }
+
+    /// Of the smallest class whose items hold `bytes`, up to [`SMALL_MAX_BYTES`].
+    #[inline(always)]
+    pub(crate) const fn small(bytes: usize) -> Self {
+        Self(SMALL[(bytes + 15) >> 4] as usize)
+    }
+
+    /// The same above [`SMALL_MAX_BYTES`] and up to [`RUN_MAX_BYTES`].
+    #[inline(always)]
+    pub(crate) const fn medium(bytes: usize) -> Self {
+        Self(medium_code(bytes) * Self::STEP)
+    }
+}
+
+const fn medium_code(bytes: usize) -> usize {
+    // In (2^k, 2^(k+1)] the two bits after the leading one of bytes - 1 name the quarter.
+    let last = bytes - 1;
+    let k = usize::BITS as usize - 1 - last.leading_zeros() as usize;
+    page::class_code(8) + (k - 7) * 4 + ((last >> (k - 2)) & 3)
+}
+
 /// The smallest class whose items hold `bytes`, for `bytes <= RUN_MAX_BYTES`.
 #[inline(always)]
 #[must_use]
 pub const fn class_of(bytes: usize) -> usize {
-    if bytes <= 1024 {
-        return SMALL[(bytes + 15) >> 4] as usize;
-    }
-    // In (2^k, 2^(k+1)] the two bits after the leading one of bytes - 1 name the quarter.
-    let last = bytes - 1;
-    let k = usize::BITS as usize - 1 - last.leading_zeros() as usize;
-    8 + (k - 7) * 4 + ((last >> (k - 2)) & 3)
+    let place = if bytes <= SMALL_MAX_BYTES { Place::small(bytes) } else { Place::medium(bytes) };
+    place.class()
 }
 
 /// Item size of a class, bytes.
 #[must_use]
 pub const fn class_bytes(class: usize) -> usize {
-    if class < SLAB_CLASSES {
+    if class < SIZE_CLASSES.len() {
         return SIZE_CLASSES[class] as usize;
     }
     let steps = class - 8;
@@ -94,8 +140,8 @@ pub const fn class_of_aligned(bytes: usize, align: usize) -> Option<usize> {
 /// Where things are in a slab of one class.
 ///
 /// ```text
-///  inline:   | Slab | free bitmap | tags | pad | item 0 | item 1 | … | tail |
-///  off page: | Slab | free bitmap | tags |       | item 0 | item 1 | … | tail |
+///  inline:   | Slab | tags by group | free bitmap | pad | item 0 | item 1 | … | tail |
+///  off page: | Slab | tags by group | free bitmap |       | item 0 | item 1 | … | tail |
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlabLayout {
@@ -103,10 +149,12 @@ pub struct SlabLayout {
     pub slab_bytes: usize,
     /// Items.
     pub items: usize,
-    /// Offset of the first item.
+    /// Offset of the first item: at the start of a granule, so that none is shared by an item and the header.
     pub first_offset: usize,
-    /// From the descriptor to the item tags.
-    pub tags_offset: usize,
+    /// From one group's tags to the next's; the first follow the descriptor.
+    pub group_tag_bytes: usize,
+    /// From the descriptor to the bitmap.
+    pub bitmap_offset: usize,
     /// Whether the descriptor lies outside.
     pub offpage: bool,
     /// Bytes of the descriptor with bitmap and tags.
@@ -126,13 +174,25 @@ const fn round_up(n: usize, to: usize) -> usize {
 const fn layout_for(class: usize, slab_bytes: usize) -> SlabLayout {
     let item_bytes = class_bytes(class);
     let offpage = item_bytes > INLINE_MAX_BYTES;
+    let granule = 1 << page::granule_shift(page::class_code(class) as u64);
+    // Words of pages name a group's tags by their address without its lower six bits.
+    let group_tag_bytes = round_up(2 * page::GROUP_BYTES.div_ceil(granule), 64);
+    let bitmap_offset = DESCRIPTOR_BYTES + slab_bytes.div_ceil(page::GROUP_BYTES) * group_tag_bytes;
     let mut items = slab_bytes / item_bytes;
     loop {
-        let tags_offset = DESCRIPTOR_BYTES + items.div_ceil(64) * 8;
-        let descriptor_bytes = round_up(tags_offset + 2 * items, 64);
-        let first_offset = if offpage { 0 } else { round_up(descriptor_bytes, class_align(class)) };
+        let descriptor_bytes = round_up(bitmap_offset + items.div_ceil(64) * 8, 64);
+        let align = if class_align(class) > granule { class_align(class) } else { granule };
+        let first_offset = if offpage { 0 } else { round_up(descriptor_bytes, align) };
         if first_offset + items * item_bytes <= slab_bytes {
-            return SlabLayout { slab_bytes, items, first_offset, tags_offset, offpage, descriptor_bytes };
+            return SlabLayout {
+                slab_bytes,
+                items,
+                first_offset,
+                group_tag_bytes,
+                bitmap_offset,
+                offpage,
+                descriptor_bytes,
+            };
         }
         items -= 1;
     }
@@ -199,7 +259,7 @@ mod tests {
     #[test]
     fn an_aligned_class_has_its_alignment() {
         for align in [16, 32, 64, 128, 256, 512, 1024, 2048, 4096] {
-            for bytes in [0, 1, 17, 100, 1000, 3000, 5000, 65536] {
+            for bytes in [0, 1, 17, 100, 1000, 3000, 5000, 16384] {
                 let class = class_of_aligned(bytes, align).unwrap();
                 assert!(class_bytes(class) >= bytes && class_bytes(class).is_multiple_of(align));
                 if !slab_layout(class).offpage {

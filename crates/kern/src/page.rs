@@ -164,10 +164,11 @@ impl<P: Platform> Pages<P> {
         self.provide_tags(meta)
     }
 
-    /// Marks a run as the pages of one slab.
-    pub(crate) fn set_slab(&self, addr: usize, bytes: usize, descriptor: usize, class: usize) {
-        for word in self.words(addr, bytes) {
-            word.store(page::slab(descriptor, class), Ordering::Release);
+    /// Marks a run as the pages of one slab, whose first group has its tags at `tags`.
+    pub(crate) fn set_slab(&self, addr: usize, bytes: usize, tags: usize, group_tag_bytes: usize, class: usize) {
+        for (index, word) in self.words(addr, bytes).iter().enumerate() {
+            let group = (index << P::PAGE_SHIFT) / page::GROUP_BYTES;
+            word.store(page::slab(tags + group * group_tag_bytes, class), Ordering::Release);
         }
     }
 

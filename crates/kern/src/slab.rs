@@ -9,9 +9,9 @@
 
 use core::ptr::NonNull;
 
-use abi::{CacheEntry, page};
+use abi::{CacheEntry, FreeSize, page};
 
-use crate::class::{SLAB_CLASSES, SlabLayout, class_bytes, reciprocal, slab_layout};
+use crate::class::{Place, SLAB_CLASSES, SlabLayout, class_bytes, reciprocal, slab_layout};
 
 /// Set in an item's tag while the item is free (in its slab or in any cache).
 pub(crate) const TAG_FREE: u16 = 0x8000;
@@ -19,7 +19,7 @@ pub(crate) const TAG_FREE: u16 = 0x8000;
 /// Tag of an item that was never handed out.
 pub(crate) const TAG_NEVER: u16 = 0xffff;
 
-/// Descriptor of a slab; the bitmap follows it, then the tags.
+/// Descriptor of a slab; the tags follow it, then the bitmap.
 #[repr(C, align(64))]
 pub(crate) struct Slab {
     next: *mut Slab,
@@ -35,7 +35,9 @@ pub(crate) struct Slab {
     /// Index of the list this slab is on.
     bin: u32,
     pub(crate) class: u32,
-    reserved: [u32; 5],
+    /// From here to the bitmap, bytes.
+    bitmap_offset: u32,
+    reserved: [u32; 4],
 }
 const _: () = assert!(size_of::<Slab>() == crate::class::DESCRIPTOR_BYTES);
 
@@ -47,8 +49,10 @@ pub(crate) struct ClassInfo {
     reciprocal: u64,
     /// Bit in a type's size mask.
     pub(crate) size_mask: u64,
-    /// From the word of a slab's page, which is its descriptor's address plus its code, to its tags.
-    tags_offset: u64,
+    /// From one group's tags to the next's, bytes.
+    group_tag_bytes: u32,
+    /// Item bytes as served, as a free counts them.
+    pub(crate) free_size: FreeSize,
     /// Item bytes as served.
     pub(crate) bytes: u32,
     /// Slab bytes minus one.
@@ -60,21 +64,30 @@ pub(crate) struct ClassInfo {
 }
 
 impl ClassInfo {
-    const NONE: Self =
-        Self { reciprocal: 0, size_mask: 0, tags_offset: 0, bytes: 0, slab_mask: 0, first_offset: 0, items: 0 };
+    const NONE: Self = Self {
+        reciprocal: 0,
+        size_mask: 0,
+        group_tag_bytes: 0,
+        free_size: FreeSize::new(0),
+        bytes: 0,
+        slab_mask: 0,
+        first_offset: 0,
+        items: 0,
+    };
 }
 
-/// By code (see [`abi::page`]): a slab class plus one. Whatever else a page's word may say has no items.
+/// By code (see [`abi::page`]). Whatever but a slab a page's word may say has no items.
 static CODE_INFO: [ClassInfo; page::CODES] = {
     let mut out = [ClassInfo::NONE; page::CODES];
     let mut class = 0;
     while class < SLAB_CLASSES {
         let bytes = class_bytes(class);
         let layout = slab_layout(class);
-        out[class + 1] = ClassInfo {
+        out[page::class_code(class)] = ClassInfo {
             reciprocal: reciprocal(bytes),
             size_mask: 1 << class,
-            tags_offset: layout.tags_offset as u64 - (class as u64 + 1),
+            group_tag_bytes: layout.group_tag_bytes as u32,
+            free_size: FreeSize::new(bytes as u32),
             bytes: bytes as u32,
             slab_mask: layout.slab_bytes as u32 - 1,
             first_offset: layout.first_offset as u32,
@@ -87,7 +100,7 @@ static CODE_INFO: [ClassInfo; page::CODES] = {
 
 /// Size mask of a class of either kind.
 pub(crate) const fn size_mask(class: usize) -> u64 {
-    if class < SLAB_CLASSES { 1 << class } else { 1 << abi::large_bit(class_bytes(class) as u64) }
+    1 << abi::run_bit(class_bytes(class) as u64)
 }
 
 impl ClassInfo {
@@ -99,7 +112,19 @@ impl ClassInfo {
     pub(crate) unsafe fn of(class: usize) -> &'static Self {
         debug_assert!(class < SLAB_CLASSES);
         // SAFETY: 1.
-        unsafe { CODE_INFO.get_unchecked(class + 1) }
+        unsafe { Self::at(Place::of_class(class)) }
+    }
+
+    /// The facts of what has this place.
+    ///
+    /// # Safety
+    /// 1. The place is that of a slab class or of a page's word.
+    #[inline(always)]
+    pub(crate) unsafe fn at(place: Place) -> &'static Self {
+        const { assert!(size_of::<Self>() == Place::STEP) };
+        debug_assert!(place.bytes() < size_of_val(&CODE_INFO));
+        // SAFETY: 1.: its code is below `page::CODES`.
+        unsafe { &*(&raw const CODE_INFO).byte_add(place.bytes()).cast::<Self>() }
     }
 
     /// The facts for whatever a page's word says.
@@ -107,6 +132,15 @@ impl ClassInfo {
     pub(crate) fn of_word(word: u64) -> &'static Self {
         // SAFETY: a code is below the table's length.
         unsafe { CODE_INFO.get_unchecked(page::code(word) as usize) }
+    }
+
+    /// Whether `addr`, an address in a page that these facts are of, may start an item: false for the inside of one and for what is
+    /// no slab. In a slab's header and tail it may be true; the tag there says that there is no item.
+    #[inline(always)]
+    pub(crate) fn may_start_item(&self, addr: usize) -> bool {
+        let offset = (addr as u32 & self.slab_mask).wrapping_sub(self.first_offset);
+        // The lower half of the product that `item_at` uses.
+        u64::from(offset).wrapping_mul(self.reciprocal) < self.reciprocal
     }
 
     /// Index of the item that starts at `addr`, an address in a page that these facts are of. `None` for an address that
@@ -126,14 +160,11 @@ impl ClassInfo {
         (index < self.items as usize).then_some((index, rest))
     }
 
-    /// The tag of an item of the slab that a page's word names.
-    ///
-    /// # Safety
-    /// 1. `word` names a live slab of this class.
-    /// 2. `index` is below [`ClassInfo::items`].
-    #[inline(always)]
-    pub(crate) unsafe fn tag(&self, word: u64, index: usize) -> *mut u16 {
-        (word + self.tags_offset + 2 * index as u64) as *mut u16
+    /// The descriptor of the slab of this class that `addr`, in a page with this word, lies in.
+    pub(crate) fn descriptor(&self, word: u64, addr: usize) -> Option<NonNull<Slab>> {
+        let group = (addr & self.slab_mask as usize) / page::GROUP_BYTES;
+        let descriptor = page::tags(word) - group * self.group_tag_bytes as usize - size_of::<Slab>();
+        NonNull::new(descriptor as *mut Slab)
     }
 
     /// Slab bytes.
@@ -198,7 +229,8 @@ impl Keg {
                 first_word: 0,
                 bin: BINS as u32,
                 class: self.class as u32,
-                reserved: [0; 5],
+                bitmap_offset: layout.bitmap_offset as u32,
+                reserved: [0; 4],
             });
             let words = Self::bitmap(slab);
             let full = layout.items / 64;
@@ -208,10 +240,9 @@ impl Keg {
             if !layout.items.is_multiple_of(64) {
                 *words.add(full) = (1 << (layout.items % 64)) - 1;
             }
-            let tags = descriptor.as_ptr().add(layout.tags_offset).cast::<u16>();
-            for index in 0..layout.items {
-                *tags.add(index) = TAG_NEVER;
-            }
+            let tags = slab.add(1).cast::<u8>();
+            // TAG_NEVER, in both its bytes.
+            core::ptr::write_bytes(tags, TAG_NEVER as u8, layout.bitmap_offset - size_of::<Slab>());
             Self::push(&mut self.empty, slab);
         }
         self.empties += 1;
@@ -219,9 +250,11 @@ impl Keg {
         self.free_items += layout.items;
     }
 
-    fn bitmap(slab: *mut Slab) -> *mut u64 {
-        // The bitmap starts where the descriptor ends.
-        slab.wrapping_add(1).cast::<u64>()
+    /// # Safety
+    /// 1. `slab` is a live slab.
+    unsafe fn bitmap(slab: *mut Slab) -> *mut u64 {
+        // SAFETY: 1.
+        slab.wrapping_byte_add(unsafe { (*slab).bitmap_offset } as usize).cast::<u64>()
     }
 
     /// # Safety
@@ -305,6 +338,7 @@ impl Keg {
     pub(crate) unsafe fn take(&mut self, out: *mut CacheEntry, want: usize) -> usize {
         // SAFETY: 1. a keg is of a slab class.
         let info = unsafe { ClassInfo::of(self.class) };
+        let code = page::class_code(self.class) as u64;
         let mut got = 0;
         while got < want {
             let head = self.partial.iter().rev().copied().find(|head| !head.is_null()).unwrap_or(self.empty);
@@ -314,6 +348,7 @@ impl Keg {
             // SAFETY: lists hold live slabs of this keg; the bitmap has a bit per item; 1. bounds the writes.
             unsafe {
                 let words = Self::bitmap(head);
+                let tags = head as usize + size_of::<Slab>();
                 let mut index = (*head).first_word as usize;
                 let mut left = (*head).free;
                 while got < want && left > 0 {
@@ -321,10 +356,11 @@ impl Keg {
                     while word != 0 && got < want {
                         let bit = word.trailing_zeros() as usize;
                         word &= word - 1;
-                        let item = index * 64 + bit;
+                        let offset = info.first_offset as usize + (index * 64 + bit) * info.bytes as usize;
+                        let group_tags = tags + offset / page::GROUP_BYTES * info.group_tag_bytes as usize;
                         *out.add(want - 1 - got) = CacheEntry {
-                            item: (*head).start + info.first_offset as usize + item * info.bytes as usize,
-                            tag: info.tag(page::slab(head as usize, self.class), item) as usize,
+                            item: (*head).start + offset,
+                            tag: page::tag(group_tags as u64 | code, offset),
                         };
                         got += 1;
                         left -= 1;

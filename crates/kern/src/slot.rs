@@ -1,11 +1,15 @@
 //! A slot: what one CPU has for itself inside the platform's critical section.
 
-use abi::{CpuCache, TypeLine, page};
+use abi::{CpuCache, Row, page};
 
-use crate::class::CLASSES;
-use crate::stats::TypeId;
+use crate::class::{CLASSES, Place};
 
-/// The word of the platform, where this slot's counters are, and a cache per class.
+/// Caches in a slot: one per code a class may have.
+const CACHES: usize = page::class_code(CLASSES - 1) + 1;
+/// Codes that no class has, whose room is the header's.
+const HEADER_CACHES: usize = page::class_code(0);
+
+/// The word of the platform, where this slot's counters are, and a cache per class, at its code.
 ///
 /// All fields but `lock` are touched only by the holder of the section.
 #[repr(C, align(4096))]
@@ -13,50 +17,38 @@ pub(crate) struct Slot {
     /// The platform's: zero while nobody holds the slot.
     lock: u32,
     pub(crate) index: u32,
-    /// This slot's row of type lines; null until the slot was first held.
-    pub(crate) lines: *const TypeLine,
-    reserved: [u64; 6],
-    pub(crate) caches: [CpuCache; CLASSES],
+    /// This slot's row of type lines; none until the slot was first held.
+    pub(crate) row: Row<'static>,
+    reserved: [u64; 8 * HEADER_CACHES - 2],
+    caches: [CpuCache; CACHES - HEADER_CACHES],
 }
 
 /// From one slot to the next: a power of two, so that the platform's restartable sequence finds a slot by a shift.
 pub const SLOT_STRIDE_BYTES: usize = size_of::<Slot>();
 const _: () = assert!(SLOT_STRIDE_BYTES.is_power_of_two());
-/// Offset of the caches in a slot, for readers.
-pub(crate) const CACHES_OFFSET: usize = core::mem::offset_of!(Slot, caches);
+const _: () = assert!(core::mem::offset_of!(Slot, caches) == HEADER_CACHES * size_of::<CpuCache>());
 
 impl Slot {
     /// This slot's cache of a class.
-    ///
-    /// # Safety
-    /// 1. `class` is below [`CLASSES`].
-    #[inline(always)]
-    pub(crate) unsafe fn cache(&mut self, class: usize) -> *mut CpuCache {
-        debug_assert!(class < CLASSES);
-        // SAFETY: 1.
-        unsafe { self.caches.as_mut_ptr().add(class) }
+    pub(crate) fn cache(&mut self, class: usize) -> &mut CpuCache {
+        &mut self.caches[page::class_code(class) - HEADER_CACHES]
     }
 
-    /// This slot's cache for the slab that a page's word names.
+    /// The same, to look at.
+    pub(crate) fn cache_ref(&self, class: usize) -> &CpuCache {
+        &self.caches[page::class_code(class) - HEADER_CACHES]
+    }
+
+    /// This slot's cache of the class at this place.
     ///
     /// # Safety
-    /// 1. `word` names a slab.
+    /// 1. The place is a class's.
     #[inline(always)]
-    pub(crate) unsafe fn cache_of_word(&mut self, word: u64) -> *mut CpuCache {
-        // The header is as long as a cache, so that a code, which is a class plus one, finds its cache by itself.
-        const { assert!(core::mem::offset_of!(Slot, caches) == size_of::<CpuCache>()) };
+    pub(crate) unsafe fn cache_at<'a>(&mut self, place: Place) -> &'a mut CpuCache {
+        const { assert!(size_of::<CpuCache>() == Place::STEP) };
+        debug_assert!((HEADER_CACHES..CACHES).contains(&(place.bytes() / Place::STEP)));
         let slot: *mut Self = self;
-        // SAFETY: 1.: the code is at most the number of slab classes.
-        unsafe { slot.cast::<CpuCache>().add(page::code(word) as usize) }
-    }
-
-    /// This slot's line of a type.
-    ///
-    /// # Safety
-    /// 1. The caller is in the slot's section, and the slot has its lines.
-    #[inline(always)]
-    pub(crate) unsafe fn line<'a>(&self, id: TypeId) -> &'a TypeLine {
-        // SAFETY: a row has a line for every type there can be; the object stays mapped.
-        unsafe { &*self.lines.add(id.index()) }
+        // SAFETY: 1.; the header is as long as the caches of the codes that no class has.
+        unsafe { &mut *slot.byte_add(place.bytes()).cast::<CpuCache>() }
     }
 }

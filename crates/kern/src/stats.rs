@@ -2,22 +2,26 @@
 //!
 //! # High water
 //!
-//! A type's bytes in use are spread over the slots, so its greatest value is nobody's to see. Each line keeps the
-//! greatest difference it had since it last *compared* (`peak_bytes`); the sum of all lines' peaks is never below the true
-//! maximum. A slot compares, that is folds that sum into the record and forgets its peak, whenever its own
-//! difference has moved by [`COMPARE_BYTES`]. With one slot active (a single thread has one) the mark is exact, also when
-//! all slots rise together and then fall; otherwise it may exceed the truth by twice `COMPARE_BYTES` for each further slot: a
-//! line may be that far below its peak without comparing, while another is at its own.
+//! A type's bytes in use are spread over the slots, so its greatest value is nobody's to see. Each line has a peak: the greatest
+//! difference it had since it last *compared*. A line is at its greatest either now or just before a free, so only
+//! frees look. The sum of all lines' peaks is never below the true maximum. A slot compares, that is folds that sum into
+//! the record and forgets its peak, at a free that finds its line more than [`COMPARE_BYTES`] below its peak. With one slot active
+//! (a single thread has one) the mark is exact, also when all slots rise together and then fall; otherwise it may exceed the
+//! truth by `COMPARE_BYTES` and a block for each further slot: a line may be that far below its peak without comparing,
+//! while another is at its own.
 
 use core::ptr::NonNull;
 
-use abi::{AtomicU64, Header, LibRecord, NO_LIB, Ordering, Section, TypeLine, TypeRecord, ZoneLine, ZoneRecord};
+use abi::{
+    AtomicU64, FreeSize, Header, LibRecord, NO_LIB, Ordering, Row, Section, SlotLine, TypeLine, TypeRecord, TypeTotals,
+    ZoneLine, ZoneRecord,
+};
 
 use crate::class::CLASSES;
 use crate::slab::ClassInfo;
 
-/// How far a slot's share of a type moves before the slot compares, bytes.
-pub const COMPARE_BYTES: i64 = 16 * 1024;
+/// How far a slot's share of a type falls before the slot compares, bytes.
+pub const COMPARE_BYTES: i64 = 32 * 1024;
 
 /// A malloc type: the index of its record and of its lines. The upper bit is the tag's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,13 +85,17 @@ impl ObjectLayout {
         at[2] = Self::page(at[1]) + (self.types * size_of::<TypeRecord>()) as u64;
         at[3] = Self::page(at[2]) + (CLASSES * size_of::<ZoneRecord>()) as u64;
         at[4] = Self::page(at[3]) + (self.slots * CLASSES * size_of::<ZoneLine>()) as u64;
-        at[5] = Self::page(at[4]) + (self.slots * self.types * size_of::<TypeLine>()) as u64;
+        at[5] = Self::page(at[4]) + (self.slots * self.row_bytes()) as u64;
         let mut section = 1;
         while section < 6 {
             at[section] = Self::page(at[section]);
             section += 1;
         }
         at
+    }
+
+    const fn row_bytes(&self) -> usize {
+        size_of::<SlotLine>() + self.types * size_of::<TypeLine>()
     }
 
     const fn page(offset: u64) -> u64 {
@@ -113,7 +121,7 @@ impl ObjectLayout {
         header.types = section(at[1], size_of::<TypeRecord>(), self.types);
         header.zones = section(at[2], size_of::<ZoneRecord>(), CLASSES);
         header.zone_lines = section(at[3], CLASSES * size_of::<ZoneLine>(), self.slots);
-        header.type_lines = section(at[4], self.types * size_of::<TypeLine>(), self.slots);
+        header.type_lines = section(at[4], self.row_bytes(), self.slots);
         header.total_bytes = self.bytes() as u64;
         header.version = abi::VERSION;
     }
@@ -181,9 +189,17 @@ impl Stats {
         unsafe { &*row.add(class) }
     }
 
-    /// Lines of one slot, one per type.
-    pub(crate) fn type_lines(&self, slot: usize) -> *const TypeLine {
-        self.record::<TypeLine>(&self.header().type_lines, slot)
+    /// The row of one slot.
+    pub(crate) fn row(&self, slot: usize) -> Row<'static> {
+        // SAFETY: 1. inside the section; the object stays mapped. Zeros are a valid row.
+        unsafe { Row::new(self.record::<SlotLine>(&self.header().type_lines, slot)) }
+    }
+
+    /// A type's counters, summed over the slots that were ever used.
+    pub(crate) fn totals(&self, id: TypeId) -> TypeTotals {
+        let slots = self.header().type_lines.used.load(Ordering::Relaxed) as usize;
+        // SAFETY: 1. a row has a line for every type there can be.
+        TypeTotals::read((0..slots).map(|slot| unsafe { self.row(slot).view(id.index()) }))
     }
 
     /// The slot's lines are in use from now on.
@@ -191,65 +207,43 @@ impl Stats {
         self.header().type_lines.used.fetch_max(slot as u64 + 1, Ordering::Relaxed);
     }
 
-    /// Folds the sum of all peaks into the type's mark, and forgets the peak of `own`.
+    /// Folds the sum of all peaks into the type's mark, and forgets the peak of the slot's own line.
     ///
-    /// Inside the section of `own`'s slot.
+    /// Inside the section of the row's slot.
     #[cold]
     #[inline(never)]
-    pub(crate) fn compare(&self, id: TypeId, own: &TypeLine) {
-        let slots = self.header().type_lines.used.load(Ordering::Relaxed) as usize;
-        let mut sum = 0i64;
-        for slot in 0..slots {
-            // SAFETY: a row has a line per type.
-            let line = unsafe { &*self.type_lines(slot).add(id.index()) };
-            sum = sum.wrapping_add(line.peak_bytes.load(Ordering::Relaxed) as i64);
-        }
+    pub(crate) fn compare(&self, id: TypeId, row: Row<'_>) {
+        row.settle();
+        let sum = self.totals(id).peak_bytes;
         let mark = &self.type_record(id).high_water_bytes;
         if sum > 0 && sum as u64 > mark.load(Ordering::Relaxed) {
             mark.fetch_max(sum as u64, Ordering::Relaxed);
         }
-        let now = own.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(own.bytes_freed.load(Ordering::Relaxed));
-        own.peak_bytes.store(now, Ordering::Relaxed);
-        own.floor_bytes.store(now.wrapping_sub(COMPARE_BYTES as u64), Ordering::Relaxed);
+        // SAFETY: 1. a row has a line for every type there can be.
+        let own = unsafe { row.line(id.index()) };
+        own.peak_bytes.store(own.in_use() as u64, Ordering::Relaxed);
     }
 
-    /// Counts one block out of a line, in its slot's section. One branch, two at a new peak; true when the line has risen so
-    /// far that it must [`compare`](Self::compare) before the caller leaves.
+    /// Counts one block out, in the section of the row's slot.
     #[inline(always)]
-    pub(crate) fn count_alloc(line: &TypeLine, served: usize, requested: usize, size_mask: u64) -> bool {
-        let now = line.count_alloc(served as u64, requested as u64, size_mask);
-        if now <= line.peak_bytes.load(Ordering::Relaxed) as i64 {
-            return false;
-        }
-        line.peak_bytes.store(now as u64, Ordering::Relaxed);
-        now.wrapping_sub(line.floor_bytes.load(Ordering::Relaxed) as i64) > 2 * COMPARE_BYTES
+    pub(crate) fn count_alloc(row: Row<'_>, id: TypeId, served: usize, requested: usize, size_mask: u64) {
+        // SAFETY: 1. as above.
+        unsafe { row.line(id.index()) }.count_alloc(served as u64, requested as u64, size_mask);
     }
 
-    /// Counts one block back into a line, in its slot's section. One branch; true when the line has fallen so far that it
-    /// must [`compare`](Self::compare) before the caller leaves.
+    /// Counts one block of a slab class back, in the section of the row's slot. True when the line has fallen so far that it must
+    /// [`compare`](Self::compare) before the caller leaves.
     #[inline(always)]
-    pub(crate) fn count_free(line: &TypeLine, served: usize) -> bool {
-        line.count_free(served as u64) < line.floor_bytes.load(Ordering::Relaxed) as i64
+    pub(crate) fn count_free(row: Row<'_>, id: TypeId, size: FreeSize) -> bool {
+        // SAFETY: 1. as above.
+        unsafe { row.count_free(id.index(), size) > COMPARE_BYTES }
     }
 
-    /// The whole of a count, for those who are in no hurry.
-    pub(crate) fn count_free_slow(&self, id: TypeId, line: &TypeLine, served: usize) {
-        if Self::count_free(line, served) {
-            self.compare(id, line);
-        }
-    }
-
-    /// The whole of a count, for those who are in no hurry.
-    pub(crate) fn count_alloc_slow(
-        &self,
-        id: TypeId,
-        line: &TypeLine,
-        served: usize,
-        requested: usize,
-        size_mask: u64,
-    ) {
-        if Self::count_alloc(line, served, requested, size_mask) {
-            self.compare(id, line);
+    /// The whole of a count, for a block of any size and those who are in no hurry.
+    pub(crate) fn count_free_slow(&self, id: TypeId, row: Row<'_>, served: usize) {
+        // SAFETY: 1. as above.
+        if unsafe { row.count_free_now(id.index(), served as u64) } > COMPARE_BYTES {
+            self.compare(id, row);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use abi::{Header, LibRecord, Section, TypeLine, TypeRecord, ZoneLine, ZoneRecord};
+use abi::{Header, LibRecord, Section, SlotLine, TypeLine, TypeRecord, ZoneLine, ZoneRecord};
 
 /// One slot's part of a type, in the order of [`TypeLine`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +41,7 @@ const TYPES_AT: u64 = (LIBS_AT + LIBS * size_of::<LibRecord>() as u64).next_mult
 const ZONES_AT: u64 = TYPES_AT + TYPES * size_of::<TypeRecord>() as u64;
 const ZONE_LINES_AT: u64 = ZONES_AT + ZONES * size_of::<ZoneRecord>() as u64;
 const ZONE_ROW: u64 = ZONES * size_of::<ZoneLine>() as u64;
-const TYPE_ROW: u64 = TYPES * size_of::<TypeLine>() as u64;
+const TYPE_ROW: u64 = (size_of::<SlotLine>() + TYPES as usize * size_of::<TypeLine>()) as u64;
 
 macro_rules! at {
     ($($field:tt).+) => { offset_of!(Header, $($field).+) as u64 };
@@ -143,8 +143,8 @@ impl Builder {
         self.word(at + offset_of!(TypeRecord, offset) as u64, offset);
         self.text(at + offset_of!(TypeRecord, name) as u64, name);
         for (slot, line) in lines.iter().enumerate() {
-            let at =
-                self.bytes.len() as u64 - (self.slots - slot as u64) * TYPE_ROW + index * size_of::<TypeLine>() as u64;
+            let row = self.bytes.len() as u64 - (self.slots - slot as u64) * TYPE_ROW;
+            let at = row + (size_of::<SlotLine>() + index as usize * size_of::<TypeLine>()) as u64;
             self.word(at + offset_of!(TypeLine, allocs) as u64, line.allocs);
             self.word(at + offset_of!(TypeLine, frees) as u64, line.frees);
             self.word(at + offset_of!(TypeLine, bytes_allocated) as u64, line.bytes_allocated);

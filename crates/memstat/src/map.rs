@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
 
-use abi::{AtomicU32, AtomicU64, Ordering, TypeLine};
+use abi::{AtomicU32, AtomicU64, Ordering, SlotLine, TypeLine};
 
 use crate::error::{Error, Result};
 
@@ -106,6 +106,12 @@ impl Map {
     pub(crate) fn text(&self, what: &'static str, offset: u64, len: u64) -> Result<String> {
         let bytes = self.bytes(what, offset, len)?;
         Ok(String::from_utf8_lossy(abi::c_text(&bytes)).into_owned())
+    }
+
+    pub(crate) fn slot_line(&self, offset: u64) -> Result<&SlotLine> {
+        let at = self.check("slot line", offset, size_of::<SlotLine>() as u64, align_of::<SlotLine>() as u64)?;
+        // SAFETY: as in `line`.
+        Ok(unsafe { &*at.cast::<SlotLine>() })
     }
 
     pub(crate) fn line(&self, offset: u64) -> Result<&TypeLine> {

@@ -5,7 +5,10 @@ use std::io;
 use std::mem::{offset_of, size_of};
 use std::path::{Path, PathBuf};
 
-use abi::{CpuCache, Header, LibRecord, Section, TypeLine, TypeRecord, TypeTotals, ZoneLine, ZoneRecord};
+use abi::{
+    CacheEntry, CpuCache, Header, LibRecord, LineView, Section, SlotLine, TypeLine, TypeRecord, TypeTotals, ZoneLine,
+    ZoneRecord, page,
+};
 
 use crate::error::{Error, Result};
 use crate::map::Map;
@@ -296,7 +299,7 @@ impl Layout {
     }
 
     fn type_rows(&self) -> (&Table, u64) {
-        (&self.type_lines, self.types.used.saturating_mul(size_of::<TypeLine>() as u64))
+        (&self.type_lines, self.types.used.saturating_mul(size_of::<TypeLine>() as u64).saturating_add(SLOT_LINE))
     }
 }
 
@@ -386,6 +389,9 @@ fn read_lib(map: &Map, at: u64) -> Result<Library> {
     })
 }
 
+/// Bytes of a row before its first type line.
+const SLOT_LINE: u64 = size_of::<SlotLine>() as u64;
+
 fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<MallocType> {
     let what = "type";
     let at = layout.types.at(index, 0, 0)?;
@@ -393,7 +399,9 @@ fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Ma
     let lines = |map: &'_ Map| -> Result<TypeTotals> {
         let mut refs = Vec::with_capacity(layout.type_lines.used as usize);
         for slot in 0..layout.type_lines.used {
-            refs.push(map.line(layout.type_lines.at(slot, index, size_of::<TypeLine>() as u64)?)?);
+            let row = layout.type_lines.at(slot, 0, 0)?;
+            let at = layout.type_lines.at(slot, index, size_of::<TypeLine>() as u64)?.saturating_add(SLOT_LINE);
+            refs.push(LineView::new(map.slot_line(row)?, map.line(at)?, index as usize));
         }
         Ok(TypeTotals::read(refs.into_iter()))
     };
@@ -478,42 +486,52 @@ fn read_caches(pid: u32, snapshot: &mut Snapshot) -> Result<()> {
     if base == 0 || nzones == 0 || slots == 0 {
         return Err(malformed("caches_base", at!(caches_base), base));
     }
-    let row_bytes = zone_stride.checked_mul(nzones).filter(|&n| n <= slot_stride.max(zone_stride) && n <= 1 << 24);
+    let codes = page::class_code(nzones as usize - 1) as u64 + 1;
+    let row_bytes = zone_stride.checked_mul(codes).filter(|&n| n <= slot_stride.max(zone_stride) && n <= 1 << 24);
     let (Some(row_bytes), true) = (row_bytes, slots <= 1 << 20 && zone_stride >= size_of::<CpuCache>() as u64) else {
         return Err(malformed("cache_zone_stride", at!(cache_zone_stride), zone_stride));
     };
-    // Two copies, frees from the older, so that no block freed between them counts as a free without its allocation.
-    let read = || -> Result<Vec<Vec<u8>>> {
-        (0..slots)
-            .map(|slot| {
-                let mut row = vec![0u8; row_bytes as usize];
-                let at = slot.checked_mul(slot_stride).and_then(|n| n.checked_add(base));
-                process::read_memory_exact(pid, at.unwrap_or(u64::MAX), &mut row)?;
-                Ok(row)
-            })
-            .collect()
-    };
-    let (older, newer) = (read()?, read()?);
-    let word = |rows: &[Vec<u8>], zone: usize, offset: usize, bytes: usize| -> u64 {
-        let start = zone * zone_stride as usize + offset;
-        rows.iter().fold(0u64, |sum, row| {
+    // A cache, from the copy of a row: allocations, items in it, items filled in; `None` for one copied in the middle of a change of
+    // buckets.
+    let cache = |row: &[u8], zone: usize| -> Option<[u64; 3]> {
+        let word = |offset: usize, bytes: usize| {
+            let start = page::class_code(zone) * zone_stride as usize + offset;
             let mut word = [0u8; 8];
             word[..bytes].copy_from_slice(&row[start..start + bytes]);
-            sum.wrapping_add(u64::from_le_bytes(word))
-        })
+            u64::from_le_bytes(word)
+        };
+        let entry = size_of::<CacheEntry>() as u64;
+        let first = word(offset_of!(CpuCache, alloc_top), 8).wrapping_sub(word(offset_of!(CpuCache, alloc_items), 8));
+        let room = word(offset_of!(CpuCache, alloc_end), 8).wrapping_sub(word(offset_of!(CpuCache, alloc_items), 8));
+        if first > room || room > entry << 16 {
+            return None;
+        }
+        let items = first / entry + word(offset_of!(CpuCache, free_count), 4);
+        Some([word(offset_of!(CpuCache, allocs), 8), items, word(offset_of!(CpuCache, filled), 8)])
     };
+    let zones = 0..snapshot.zones.len();
+    let read_row = |slot: u64| -> Result<Vec<[u64; 3]>> {
+        const TRIES: usize = 100;
+        let mut row = vec![0u8; row_bytes as usize];
+        let at = slot.checked_mul(slot_stride).and_then(|n| n.checked_add(base));
+        for _ in 0..TRIES {
+            process::read_memory_exact(pid, at.unwrap_or(u64::MAX), &mut row)?;
+            if let Some(caches) = zones.clone().map(|zone| cache(&row, zone)).collect() {
+                return Ok(caches);
+            }
+        }
+        Err(malformed("per-CPU caches", at!(caches_base), at.unwrap_or(u64::MAX)))
+    };
+    // Two copies, frees from the older, so that no block freed between them counts as a free without its allocation.
+    let read = || (0..slots).map(read_row).collect::<Result<Vec<_>>>();
+    let (older, newer) = (read()?, read()?);
     for (index, zone) in snapshot.zones.iter_mut().enumerate() {
-        let frees = word(&older, index, offset_of!(CpuCache, frees), 8);
-        let allocs = word(&newer, index, offset_of!(CpuCache, allocs), 8);
+        let sum =
+            |rows: &[Vec<[u64; 3]>], of: usize| rows.iter().fold(0u64, |sum, row| sum.wrapping_add(row[index][of]));
+        let frees = sum(&older, 0).wrapping_add(sum(&older, 1)).wrapping_sub(sum(&older, 2));
         zone.frees = zone.direct_frees.wrapping_add(frees);
-        zone.allocs = zone.direct_allocs.wrapping_add(allocs);
-        let cached = word(&newer, index, offset_of!(CpuCache, alloc_count), 4).wrapping_add(word(
-            &newer,
-            index,
-            offset_of!(CpuCache, free_count),
-            4,
-        ));
-        zone.cached = Some(cached);
+        zone.allocs = zone.direct_allocs.wrapping_add(sum(&newer, 0));
+        zone.cached = Some(sum(&newer, 1));
     }
     Ok(())
 }
@@ -530,7 +548,7 @@ mod tests {
         let main = b.lib("/usr/bin/example", &[1, 2, 3], abi::lib_flag::MAIN);
         let lib = b.lib("/usr/lib/libexample.so.1", &[], abi::lib_flag::UNLOADED);
         let a = Line { allocs: 10, bytes_allocated: 480, bytes_requested: 400, size_mask: 4, ..Line::default() };
-        let f = Line { frees: 4, bytes_freed: 192, peak_bytes: -3, ..Line::default() };
+        let f = Line { frees: 4, bytes_freed: 192, peak_bytes: -100, ..Line::default() };
         b.ty(abi::type_kind::SITE, main, 0x1234, "", &[a, Line::default(), f]);
         b.ty(abi::type_kind::LIB_OVERFLOW, lib, 0, "", &[a]);
         b.ty(abi::type_kind::OVERFLOW, abi::NO_LIB, 0, "", &[]);
@@ -553,7 +571,7 @@ mod tests {
         let site = &snapshot.types[0];
         assert_eq!((site.kind, site.lib, site.offset), (TypeKind::Site, Some(0), 0x1234));
         assert_eq!((site.totals.in_use(), site.totals.bytes_in_use(), site.totals.allocs), (6, 288, 10));
-        assert_eq!((site.high_water_bytes, site.totals.bytes_requested), (288, 400));
+        assert_eq!((site.high_water_bytes, site.totals.bytes_requested), (380, 400));
         let kinds: Vec<_> = snapshot.types.iter().map(|ty| (ty.kind, ty.lib)).collect();
         assert_eq!(
             kinds[1..],
@@ -582,16 +600,16 @@ mod tests {
             assert!(found.contains(expected), "{found}");
         };
         check(0, 0x1234, "not a statistics object: offset 0 holds 0x0000000000001234");
-        check(at!(version), 9, "layout version 9; this reader knows version 1");
+        check(at!(version), 9, "layout version 9; this reader knows version 2");
         let used = at!(types) + offset_of!(Section, used) as u64;
-        check(used, 65, "(layout version 1): table of types at offset");
+        check(used, 65, "(layout version 2): table of types at offset");
         check(
             at!(types),
             1 << 40,
-            "truncated statistics object (layout version 1): table of types at offset 1099511627776",
+            "truncated statistics object (layout version 2): table of types at offset 1099511627776",
         );
         let stride = at!(type_lines) + offset_of!(Section, stride) as u64;
-        check(stride, 64, "malformed statistics object (layout version 1): type lines at offset");
+        check(stride, 64, "malformed statistics object (layout version 2): type lines at offset");
         assert_eq!(error(&good.bytes()[..100]).find("truncated"), Some(0));
         assert_eq!(error(&good.bytes()[..good.bytes().len() - 4096 * 2]).find("truncated"), Some(0));
         assert_eq!(error(&[]).find("truncated"), Some(0));
@@ -641,15 +659,20 @@ mod tests {
         let mut shared = Map::zeroed(len).unwrap();
         shared.fill(0, len as u64).unwrap().copy_from_slice(b.bytes());
         let lines = shared.u64("", at!(type_lines)).unwrap();
-        let row = shared.u64("", at!(type_lines) + offset_of!(Section, stride) as u64).unwrap();
-        let (first, second) = (shared.line(lines).unwrap(), shared.line(lines + row).unwrap());
+        let stride = shared.u64("", at!(type_lines) + offset_of!(Section, stride) as u64).unwrap();
+        let slots = [shared.slot_line(lines).unwrap(), shared.slot_line(lines + stride).unwrap()];
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                // SAFETY: 1. rows of the object, which `shared` keeps mapped.
+                let rows = slots.map(|slot| unsafe { abi::Row::new(slot) });
                 while !stop.load(Ordering::Relaxed) {
-                    for (from, to) in [(first, second), (second, first)] {
-                        from.count_alloc(48, 40, 1 << 2);
-                        to.count_free(48);
+                    for (from, to) in [(0, 1), (1, 0)] {
+                        // SAFETY: 1. there is a type 0.
+                        unsafe {
+                            rows[from].line(0).count_alloc(48, 40, 1 << 2);
+                            rows[to].count_free(0, abi::FreeSize::new(48));
+                        }
                     }
                 }
             });

@@ -372,8 +372,8 @@ mod tests {
         let mask = 1 | 1 << 7 | 1 << 43 | 1 << 44 | 1 << 45 | 1 << 63;
         assert_eq!(sizes(mask).collect::<Vec<_>>(), [16, 128, 65536, 131_072, 262_144, 1 << 36]);
         for bytes in [65537, 1 << 17, (1 << 17) + 1, 1 << 30] {
-            assert!(size_of_bit(abi::large_bit(bytes)) >= bytes);
-            assert!(size_of_bit(abi::large_bit(bytes)) < 2 * bytes);
+            assert!(size_of_bit(abi::run_bit(bytes)) >= bytes);
+            assert!(size_of_bit(abi::run_bit(bytes)) < 2 * bytes);
         }
     }
 

@@ -6,7 +6,7 @@ use platform::Platform;
 use super::MAX_REQUEST_BYTES;
 use super::System;
 use crate::bucket::BucketPtr;
-use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_of, class_of_aligned};
+use crate::class::{MIN_ALIGN, Place, RUN_MAX_BYTES, SLAB_MAX_BYTES, SMALL_MAX_BYTES, class_of_aligned};
 use crate::slab::ClassInfo;
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
@@ -17,38 +17,40 @@ impl<P: Platform> System<P> {
     #[doc(alias = "malloc")]
     #[inline(always)]
     pub fn alloc(&self, bytes: usize, id: TypeId) -> *mut u8 {
+        if bytes <= SMALL_MAX_BYTES {
+            self.alloc_place(Place::small(bytes), bytes, id)
+        } else {
+            self.alloc_medium(bytes, id)
+        }
+    }
+
+    /// A block of more than [`SMALL_MAX_BYTES`].
+    #[inline(never)]
+    fn alloc_medium(&self, bytes: usize, id: TypeId) -> *mut u8 {
         if bytes > SLAB_MAX_BYTES {
             return self.alloc_large(bytes, id);
         }
-        self.alloc_class(class_of(bytes), bytes, id)
+        self.alloc_place(Place::medium(bytes), bytes, id)
     }
 
-    /// A block of a slab class. The fast path: no lock, three branches (slot missing, bucket empty, new peak), and whatever
-    /// is rare is a tail call, so that nothing needs a register saved.
+    /// A block of the slab class at this place. The fast path: no lock, two branches (slot missing, bucket empty), and
+    /// whatever is rare is a tail call, so that nothing needs a register saved.
     #[inline(always)]
-    pub(super) fn alloc_class(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+    fn alloc_place(&self, place: Place, requested: usize, id: TypeId) -> *mut u8 {
         let slot = P::enter() as *mut Slot;
         if slot.is_null() {
-            return self.alloc_class_enter(class, requested, id);
+            return self.alloc_place_enter(place, requested, id);
         }
-        // SAFETY: we hold the slot; a cache's items are `alloc_count` addresses of free blocks of its class. A cache that
-        // has items is in a slot that has its lines.
+        // SAFETY: we hold the slot, and a cache's items are free blocks of its class. A cache that has items is in a slot that
+        // has its row.
         unsafe {
-            let info = ClassInfo::of(class);
-            let cache = (*slot).cache(class);
-            let count = (*cache).alloc_count;
-            if count == 0 {
-                return self.alloc_class_slow(slot, class, requested, id);
-            }
-            let entry = *(*cache).alloc_items.add(count as usize - 1);
-            (*cache).alloc_count = count - 1;
-            (*cache).allocs += 1;
+            let info = ClassInfo::at(place);
+            let cache = (*slot).cache_at(place);
+            let Some(entry) = cache.pop() else { return self.alloc_place_slow(slot, place, requested, id) };
+            cache.allocs += 1;
             // The item is live from here: nobody else knows it.
             *(entry.tag as *mut u16) = id.tag();
-            let line = (*slot).line(id);
-            if Stats::count_alloc(line, info.bytes as usize, requested, info.size_mask) {
-                return self.alloc_class_compare(slot, entry.item, id);
-            }
+            Stats::count_alloc((*slot).row, id, info.bytes as usize, requested, info.size_mask);
             Self::leave(slot);
             core::hint::assert_unchecked(entry.item != 0);
             entry.item as *mut u8
@@ -58,29 +60,14 @@ impl<P: Platform> System<P> {
     /// The platform has no slot for us at once: the same by the long way.
     #[cold]
     #[inline(never)]
-    fn alloc_class_enter(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+    fn alloc_place_enter(&self, place: Place, requested: usize, id: TypeId) -> *mut u8 {
         let slot = self.enter();
         if slot.is_null() {
             self.fail(id);
             return core::ptr::null_mut();
         }
         // SAFETY: we hold the slot.
-        unsafe { self.alloc_class_slow(slot, class, requested, id) }
-    }
-
-    /// The block is out and counted; its line has risen far.
-    ///
-    /// # Safety
-    /// 1. The caller holds `slot`, which is left.
-    #[cold]
-    #[inline(never)]
-    unsafe fn alloc_class_compare(&self, slot: *mut Slot, item: usize, id: TypeId) -> *mut u8 {
-        // SAFETY: 1.
-        unsafe {
-            self.stats().compare(id, (*slot).line(id));
-            Self::leave(slot);
-        }
-        item as *mut u8
+        unsafe { self.alloc_place_slow(slot, place, requested, id) }
     }
 
     /// By whichever way there is: the slot's first bucket, its second, a full one from behind.
@@ -89,23 +76,18 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`. The slot is left.
     #[cold]
     #[inline(never)]
-    pub(super) unsafe fn alloc_class_slow(
-        &self,
-        mut slot: *mut Slot,
-        class: usize,
-        requested: usize,
-        id: TypeId,
-    ) -> *mut u8 {
+    unsafe fn alloc_place_slow(&self, mut slot: *mut Slot, place: Place, requested: usize, id: TypeId) -> *mut u8 {
+        let class = place.class();
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {
-            let info = ClassInfo::of(class);
+            let info = ClassInfo::at(place);
             self.prepare_slot(slot);
-            let mut cache = (*slot).cache(class);
+            let mut cache = (*slot).cache_at(place);
             let mut entry = None;
             let mut left_over = None;
-            if (*cache).alloc_count == 0 && (*cache).free_count > 0 {
-                swap_buckets(&mut *cache);
-            } else if (*cache).alloc_count == 0 {
+            if cache.alloc_count() == 0 && cache.free_count > 0 {
+                swap_buckets(cache);
+            } else if cache.alloc_count() == 0 {
                 Self::leave(slot);
                 match self.full_bucket(class) {
                     Some(mut bucket) => {
@@ -113,7 +95,7 @@ impl<P: Platform> System<P> {
                         entry = Some(bucket.filled()[count - 1]);
                         bucket.set_count(count - 1);
                         slot = self.enter();
-                        left_over = install_full(&mut *(*slot).cache(class), bucket);
+                        left_over = install_full((*slot).cache_at(place), bucket);
                     }
                     None => {
                         entry = self.keg_take_one(class);
@@ -124,15 +106,20 @@ impl<P: Platform> System<P> {
                         slot = self.enter();
                     }
                 }
-                cache = (*slot).cache(class);
+                cache = (*slot).cache_at(place);
             }
-            let entry = entry.unwrap_or_else(|| {
-                (*cache).alloc_count -= 1;
-                *(*cache).alloc_items.add((*cache).alloc_count as usize)
-            });
-            (*cache).allocs += 1;
+            let entry = match entry {
+                Some(entry) => {
+                    cache.count_alloc_elsewhere();
+                    entry
+                }
+                None => {
+                    cache.allocs += 1;
+                    cache.pop().unwrap_unchecked()
+                }
+            };
             *(entry.tag as *mut u16) = id.tag();
-            self.stats().count_alloc_slow(id, (*slot).line(id), info.bytes as usize, requested, info.size_mask);
+            Stats::count_alloc((*slot).row, id, info.bytes as usize, requested, info.size_mask);
             self.publish_zone(&*slot, class);
             Self::leave(slot);
             if let Some(bucket) = left_over {
@@ -159,7 +146,7 @@ impl<P: Platform> System<P> {
             return self.alloc(bytes, id);
         }
         match class_of_aligned(bytes, align) {
-            Some(class) => self.alloc_class(class, bytes, id),
+            Some(class) => self.alloc_place(Place::of_class(class), bytes, id),
             None if align <= Self::PAGE => self.alloc(bytes, id),
             None => self.alloc_pages(bytes, align, id),
         }
@@ -204,24 +191,26 @@ impl<P: Platform> System<P> {
 
 /// The second bucket becomes the first.
 pub(super) fn swap_buckets(cache: &mut CpuCache) {
-    core::mem::swap(&mut cache.alloc_items, &mut cache.free_items);
-    core::mem::swap(&mut cache.alloc_count, &mut cache.free_count);
-    core::mem::swap(&mut cache.capacity, &mut cache.free_capacity);
+    let (items, count, capacity) = (cache.alloc_items, cache.alloc_count(), cache.alloc_capacity());
+    cache.set_alloc(cache.free_items, cache.free_count as usize, cache.free_capacity as usize);
+    (cache.free_items, cache.free_count, cache.free_capacity) = (items, count as u32, capacity as u32);
 }
 
 /// Puts a bucket with items into a cache that the caller holds, where there is room for it. Returns the bucket it
 /// displaces, or the bucket itself when others have filled the cache meanwhile: no lock is taken inside a section.
 pub(super) fn install_full(cache: &mut CpuCache, bucket: BucketPtr) -> Option<BucketPtr> {
-    let (count, capacity) = (bucket.count() as u32, bucket.capacity() as u32);
-    let items = if cache.alloc_count == 0 {
-        (cache.alloc_count, cache.capacity) = (count, capacity);
-        core::mem::replace(&mut cache.alloc_items, bucket.into_items())
+    let (count, capacity) = (bucket.count(), bucket.capacity());
+    let items = if cache.alloc_count() == 0 {
+        let old = cache.alloc_items;
+        cache.set_alloc(bucket.into_items(), count, capacity);
+        old
     } else if cache.free_count == 0 {
-        (cache.free_count, cache.free_capacity) = (count, capacity);
+        (cache.free_count, cache.free_capacity) = (count as u32, capacity as u32);
         core::mem::replace(&mut cache.free_items, bucket.into_items())
     } else {
         return Some(bucket);
     };
+    cache.filled = cache.filled.wrapping_add(count as u64);
     // SAFETY: a cache's items came from `into_items`; the cache does not know them any more.
     let mut old = unsafe { BucketPtr::from_items(items) }?;
     old.set_count(0);

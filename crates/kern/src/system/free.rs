@@ -6,7 +6,7 @@ use platform::{Misuse, MisuseReport, Platform};
 use super::alloc::swap_buckets;
 use super::{BlockInfo, System};
 use crate::bucket::BucketPtr;
-use crate::class::bucket_max;
+use crate::class::{Place, bucket_max};
 use crate::slab::{ClassInfo, TAG_FREE};
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
@@ -22,21 +22,21 @@ impl<P: Platform> System<P> {
     #[inline(always)]
     pub unsafe fn free(&self, block: *mut u8, caller: usize) {
         let addr = block as usize;
-        let offset = addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed));
-        if offset >= self.heap_bytes.load(Ordering::Relaxed) {
-            return self.free_outside(addr, caller);
+        let Some(word) = self.word_of_any(addr) else { return self.free_outside(addr, caller) };
+        let place = Place::of_word(word);
+        // SAFETY: 1. it is a page's word's.
+        let info = unsafe { ClassInfo::at(place) };
+        if !info.may_start_item(addr) {
+            return self.free_not_item(addr, word, caller);
         }
-        let word = self.word(addr);
-        let info = ClassInfo::of_word(word);
-        let Some(index) = info.item_at(addr) else { return self.free_not_item(addr, word, caller) };
-        // SAFETY: the word named a live slab of this class, and the index is in range; the item is the caller's (1.).
+        // SAFETY: the word named a live slab of this class, whose tags say where items start; the item is the caller's (1.).
         unsafe {
-            let tag = info.tag(word, index);
+            let tag = page::tag(word, addr) as *mut u16;
             let was = *tag;
             if was & TAG_FREE != 0 {
                 return self.misuse(addr, caller);
             }
-            *tag = was | TAG_FREE;
+            *tag |= TAG_FREE;
             // The item itself remembers who freed it, for the report of a second free.
             *(addr as *mut usize) = caller;
             let id = TypeId::from_tag(was);
@@ -44,17 +44,12 @@ impl<P: Platform> System<P> {
             if slot.is_null() {
                 return self.free_class_enter(word, addr, tag, id);
             }
-            let cache = (*slot).cache_of_word(word);
-            let count = (*cache).alloc_count;
+            let entry = CacheEntry { item: addr, tag: tag as usize };
             // A slot that was never used has no room either.
-            if count == (*cache).capacity {
-                return self.free_class_slow(slot, page::class(word), CacheEntry { item: addr, tag: tag as usize }, id);
+            if !(*slot).cache_at(place).push(entry) {
+                return self.free_class_slow(slot, page::class(word), entry, id);
             }
-            *(*cache).alloc_items.add(count as usize) = CacheEntry { item: addr, tag: tag as usize };
-            (*cache).alloc_count = count + 1;
-            (*cache).frees += 1;
-            let line = (*slot).line(id);
-            if Stats::count_free(line, info.bytes as usize) {
+            if Stats::count_free((*slot).row, id, info.free_size) {
                 return self.free_class_compare(slot, id);
             }
             Self::leave(slot);
@@ -79,7 +74,7 @@ impl<P: Platform> System<P> {
     unsafe fn free_class_compare(&self, slot: *mut Slot, id: TypeId) {
         // SAFETY: 1.
         unsafe {
-            self.stats().compare(id, (*slot).line(id));
+            self.stats().compare(id, (*slot).row);
             Self::leave(slot);
         }
     }
@@ -94,15 +89,15 @@ impl<P: Platform> System<P> {
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {
             self.prepare_slot(slot);
-            let mut cache = (*slot).cache(class);
-            (*cache).frees += 1;
-            self.stats().count_free_slow(id, (*slot).line(id), ClassInfo::of(class).bytes as usize);
+            let place = Place::of_class(class);
+            let mut cache = (*slot).cache_at(place);
+            cache.count_free_elsewhere();
+            self.stats().count_free_slow(id, (*slot).row, ClassInfo::of(class).bytes as usize);
             self.publish_zone(&*slot, class);
-            if (*cache).alloc_count == (*cache).capacity && (*cache).free_count == 0 && (*cache).free_capacity > 0 {
-                swap_buckets(&mut *cache);
+            if cache.alloc_top == cache.alloc_end && cache.free_count == 0 && cache.free_capacity > 0 {
+                swap_buckets(cache);
             }
-            if (*cache).alloc_count < (*cache).capacity {
-                push_item(&mut *cache, item);
+            if push_counted(cache, item) {
                 Self::leave(slot);
                 return;
             }
@@ -113,25 +108,23 @@ impl<P: Platform> System<P> {
                 return;
             };
             slot = self.enter();
-            cache = (*slot).cache(class);
-            if (*cache).alloc_count < (*cache).capacity {
+            cache = (*slot).cache_at(place);
+            if push_counted(cache, item) {
                 // Another slot, or others emptied it meanwhile.
-                push_item(&mut *cache, item);
                 Self::leave(slot);
                 self.pool.lock().put(bucket);
                 return;
             }
-            let full = BucketPtr::from_items((*cache).free_items).map(|mut full| {
-                full.set_count((*cache).free_count as usize);
+            let full = BucketPtr::from_items(cache.free_items).map(|mut full| {
+                full.set_count(cache.free_count as usize);
                 full
             });
-            (*cache).free_items = (*cache).alloc_items;
-            (*cache).free_count = (*cache).alloc_count;
-            (*cache).free_capacity = (*cache).capacity;
-            (*cache).capacity = bucket.capacity() as u32;
-            (*cache).alloc_items = bucket.into_items();
-            (*cache).alloc_count = 0;
-            push_item(&mut *cache, item);
+            cache.filled = cache.filled.wrapping_sub(u64::from(cache.free_count));
+            (cache.free_count, cache.free_capacity) = (cache.alloc_count() as u32, cache.alloc_capacity() as u32);
+            cache.free_items = cache.alloc_items;
+            let capacity = bucket.capacity();
+            cache.set_alloc(bucket.into_items(), 0, capacity);
+            push_counted(cache, item);
             Self::leave(slot);
             if let Some(full) = full {
                 self.dispose(class, full);
@@ -196,10 +189,13 @@ impl<P: Platform> System<P> {
     }
 }
 
+/// Puts an item into a cache whose free was counted as one elsewhere.
+///
 /// # Safety
-/// 1. The cache's first bucket has room, and the caller holds its slot.
-unsafe fn push_item(cache: &mut CpuCache, item: CacheEntry) {
+/// 1. The caller holds the cache's slot.
+unsafe fn push_counted(cache: &mut CpuCache, item: CacheEntry) -> bool {
     // SAFETY: 1.
-    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = item };
-    cache.alloc_count += 1;
+    let pushed = unsafe { cache.push(item) };
+    cache.filled = cache.filled.wrapping_add(u64::from(pushed));
+    pushed
 }

@@ -8,7 +8,7 @@ use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of, run_class};
 use crate::page::Run;
 use crate::slab::{TAG_FREE, size_mask};
 use crate::slot::Slot;
-use crate::stats::TypeId;
+use crate::stats::{Stats, TypeId};
 
 /// A run class gets a cache in a slot at its so-manieth free there: what a program frees once or twice (a table that
 /// grows) is better off in the arena, where any size can use it.
@@ -34,15 +34,12 @@ impl<P: Platform> System<P> {
         // SAFETY: we hold the slot. A cache that has items is in a slot that has its lines.
         unsafe {
             let cache = (*slot).cache(class);
-            let count = (*cache).alloc_count;
-            if count == 0 {
+            let Some(CacheEntry { item: addr, .. }) = cache.pop() else {
                 Self::leave(slot);
                 return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
-            }
-            let addr = (*(*cache).alloc_items.add(count as usize - 1)).item;
-            (*cache).alloc_count = count - 1;
-            (*cache).allocs += 1;
-            self.stats().count_alloc_slow(id, (*slot).line(id), bytes, requested, size_mask(class));
+            };
+            cache.allocs += 1;
+            Stats::count_alloc((*slot).row, id, bytes, requested, size_mask(class));
             Self::leave(slot);
             self.set_word(addr, page::run(page::LARGE, bytes >> P::PAGE_SHIFT, id.tag()));
             addr as *mut u8
@@ -87,14 +84,14 @@ impl<P: Platform> System<P> {
             return None;
         }
         self.stats().header().pages_large.fetch_add((served >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
-        let mask = 1 << abi::large_bit(served as u64);
-        self.count(|slot, stats| {
+        let mask = 1 << abi::run_bit(served as u64);
+        self.count(|slot, _| {
             // SAFETY: inside the section of `slot`.
-            stats.count_alloc_slow(id, unsafe { (*slot).line(id) }, served, requested, mask);
+            let slot = unsafe { &mut *slot };
+            Stats::count_alloc(slot.row, id, served, requested, mask);
             // Also one that came by its alignment: its free will count in the zone of its size.
             if let Some(class) = run_class(served) {
-                // SAFETY: as above; the cache is the holder's.
-                unsafe { (*slot).caches[class].allocs += 1 };
+                slot.cache(class).count_alloc_elsewhere();
             }
         });
         run
@@ -122,18 +119,19 @@ impl<P: Platform> System<P> {
         let mut want_bucket = false;
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
-            stats.count_free_slow(id, unsafe { (*slot).line(id) }, bytes);
+            let slot = unsafe { &mut *slot };
+            stats.count_free_slow(id, slot.row, bytes);
             if let Some(class) = class {
-                // SAFETY: as above; the cache is the holder's.
-                let cache = unsafe { &mut (*slot).caches[class] };
-                cache.frees += 1;
-                if (cache.alloc_count as usize) < (cache.capacity as usize).min(bucket_max(class)) {
-                    // SAFETY: below the capacity.
-                    unsafe { *cache.alloc_items.add(cache.alloc_count as usize) = CacheEntry { item: addr, tag: 0 } };
-                    cache.alloc_count += 1;
-                    kept = true;
+                let cache = slot.cache(class);
+                // A bucket may have more room than its class is to keep.
+                if cache.alloc_count() < bucket_max(class) {
+                    // SAFETY: 1. we are in its slot's section.
+                    kept = unsafe { cache.push(CacheEntry { item: addr, tag: 0 }) };
                 }
-                want_bucket = cache.capacity == 0 && cache.frees >= RUN_FREES_BEFORE_CACHE;
+                if !kept {
+                    cache.count_free_elsewhere();
+                }
+                want_bucket = cache.alloc_end.is_null() && cache.frees() >= RUN_FREES_BEFORE_CACHE;
             }
         });
         if kept {
@@ -158,17 +156,16 @@ impl<P: Platform> System<P> {
         let mut bucket = Some(bucket);
         let mut kept = false;
         self.count(|slot, _| {
-            // SAFETY: inside the section of `slot`; the cache is the holder's.
-            let cache = unsafe { &mut (*slot).caches[class] };
-            if cache.capacity == 0
+            // SAFETY: inside the section of `slot`.
+            let cache = unsafe { &mut *slot }.cache(class);
+            if cache.alloc_end.is_null()
                 && let Some(bucket) = bucket.take()
             {
-                cache.capacity = bucket.capacity() as u32;
-                cache.alloc_items = bucket.into_items();
-                // SAFETY: the first of an empty bucket.
-                unsafe { *cache.alloc_items = CacheEntry { item: addr, tag: 0 } };
-                cache.alloc_count = 1;
-                kept = true;
+                let capacity = bucket.capacity();
+                cache.set_alloc(bucket.into_items(), 0, capacity);
+                // SAFETY: 1. as above.
+                kept = unsafe { cache.push(CacheEntry { item: addr, tag: 0 }) };
+                cache.filled = cache.filled.wrapping_add(1);
             }
         });
         if let Some(bucket) = bucket {

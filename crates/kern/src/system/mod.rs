@@ -34,7 +34,7 @@ use crate::class::{CLASSES, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of}
 use crate::meta::Meta;
 use crate::page::Pages;
 use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
-use crate::slot::{CACHES_OFFSET, SLOT_STRIDE_BYTES, Slot};
+use crate::slot::{SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
 
 /// Largest request, bytes (`PTRDIFF_MAX` as in C; N1.146: a size near the end of the range fails and never wraps).
@@ -99,11 +99,11 @@ pub struct Account {
 pub struct System<P: Platform> {
     // Constant after boot, read by every call.
     heap_base: AtomicUsize,
-    /// Where the word of page 0 would be, if the heap began there.
+    /// The words of its pages.
     words: AtomicUsize,
     stats: UnsafeCell<Stats>,
     // Grows only; published after the words of the new pages are accessible.
-    heap_bytes: AtomicUsize,
+    heap_pages: AtomicUsize,
     booted: AtomicBool,
 
     slots: UnsafeCell<SlotTable>,
@@ -150,7 +150,7 @@ impl<P: Platform> System<P> {
             words: AtomicUsize::new(0),
             // SAFETY: never used before `boot` replaces it: a type is needed to count and there is none.
             stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling()) }),
-            heap_bytes: AtomicUsize::new(0),
+            heap_pages: AtomicUsize::new(0),
             booted: AtomicBool::new(false),
             slots: UnsafeCell::new(SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: 0, rows: 0 }),
             zones,
@@ -179,11 +179,10 @@ impl<P: Platform> System<P> {
         // SAFETY: 1.
         unsafe { *self.slots.get() = table };
         self.heap_base.store(boot.heap_base, Ordering::Relaxed);
-        let first_page = boot.heap_base >> P::PAGE_SHIFT;
-        self.words.store(boot.table.wrapping_sub(first_page * size_of::<AtomicU64>()), Ordering::Relaxed);
+        self.words.store(boot.table, Ordering::Relaxed);
         self.pages.lock().boot(boot.heap_base, boot.table as *const AtomicU64);
         let header = self.stats().header();
-        header.caches_base.store((table.base + CACHES_OFFSET) as u64, Ordering::Relaxed);
+        header.caches_base.store(table.base as u64, Ordering::Relaxed);
         P::bind_slots(table);
         self.booted.store(true, Ordering::Release);
         true
@@ -232,11 +231,11 @@ impl<P: Platform> System<P> {
     unsafe fn prepare_slot(&self, slot: *mut Slot) {
         // SAFETY: 1.
         unsafe {
-            if (*slot).lines.is_null() {
+            if (*slot).row.is_none() {
                 let table = self.slot_table();
                 let index = (slot as usize - table.base) / table.stride_bytes;
                 (*slot).index = index as u32;
-                (*slot).lines = self.stats().type_lines(index);
+                (*slot).row = self.stats().row(index);
                 self.stats().count_slot(index);
             }
         }
@@ -264,32 +263,40 @@ impl<P: Platform> System<P> {
     }
 
     /// The word of an address inside the heap.
-    #[inline(always)]
     fn word(&self, addr: usize) -> u64 {
         // SAFETY: every caller has found the address inside the heap, whose words are accessible.
         unsafe { (*self.word_ptr(addr)).load(Ordering::Relaxed) }
     }
 
-    #[inline(always)]
     fn word_ptr(&self, addr: usize) -> *const AtomicU64 {
-        let words = self.words.load(Ordering::Relaxed);
-        words.wrapping_add((addr >> P::PAGE_SHIFT) * size_of::<AtomicU64>()) as *const AtomicU64
+        let page = (addr - self.heap_base.load(Ordering::Relaxed)) >> P::PAGE_SHIFT;
+        (self.words.load(Ordering::Relaxed) as *const AtomicU64).wrapping_add(page)
+    }
+
+    /// The word of any address; `None` outside the heap.
+    #[inline(always)]
+    fn word_of_any(&self, addr: usize) -> Option<u64> {
+        let page = addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed)) >> P::PAGE_SHIFT;
+        if page >= self.heap_pages.load(Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: the heap's pages have accessible words.
+        Some(unsafe { (*(self.words.load(Ordering::Relaxed) as *const AtomicU64).add(page)).load(Ordering::Relaxed) })
     }
 
     /// The block that contains an address, live or free; `None` for addresses that are no block's.
     #[must_use]
     pub fn lookup(&self, addr: usize) -> Option<BlockInfo> {
         let base = self.heap_base.load(Ordering::Relaxed);
-        if addr.wrapping_sub(base) >= self.heap_bytes.load(Ordering::Acquire) {
-            return None;
-        }
-        let word = self.word(addr);
+        let word = self.word_of_any(addr)?;
         match page::kind(word) {
             page::SLAB => {
                 let info = ClassInfo::of_word(word);
-                let (index, rest) = info.item_around(addr)?;
-                // SAFETY: the word named a live slab of this class, and the index is in range.
-                let tag = unsafe { *info.tag(word, index) };
+                let (_, rest) = info.item_around(addr)?;
+                // The item may have started in another group.
+                let word = self.word(addr - rest);
+                // SAFETY: the word named a live slab of this class, and an item starts there.
+                let tag = unsafe { *(page::tag(word, addr - rest) as *const u16) };
                 let never = tag == TAG_NEVER;
                 (!never).then(|| BlockInfo {
                     addr: addr - rest,
@@ -371,7 +378,7 @@ impl<P: Platform> System<P> {
             let slot = self.slot_table().slot(index) as *mut Slot;
             // SAFETY: 1. one of the table; held after `true`.
             unsafe {
-                if (*slot).lines.is_null() || !P::claim_remote(slot as usize) {
+                if (*slot).row.is_none() || !P::claim_remote(slot as usize) {
                     continue;
                 }
                 for class in 0..CLASSES {
@@ -401,9 +408,7 @@ impl<P: Platform> System<P> {
         if !self.is_booted() {
             return abi::TypeTotals::default();
         }
-        let slots = self.stats().header().type_lines.used.load(Ordering::Relaxed) as usize;
-        // SAFETY: a row has a line per type.
-        abi::TypeTotals::read((0..slots).map(|slot| unsafe { &*self.stats().type_lines(slot).add(id.index()) }))
+        self.stats().totals(id)
     }
 
     /// The heap in a few sums.
@@ -413,7 +418,7 @@ impl<P: Platform> System<P> {
         let in_use_bytes = (0..types).filter_map(TypeId::new).map(|id| self.totals(id).bytes_in_use() as usize).sum();
         let page = |count: &AtomicU64| (count.load(Ordering::Relaxed) as usize) << P::PAGE_SHIFT;
         Account {
-            heap_bytes: self.heap_bytes.load(Ordering::Relaxed),
+            heap_bytes: self.heap_pages.load(Ordering::Relaxed) << P::PAGE_SHIFT,
             in_use_bytes,
             large_bytes: page(&header.pages_large),
             dirty_bytes: page(&header.pages_free_dirty),

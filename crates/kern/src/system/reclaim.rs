@@ -53,23 +53,23 @@ impl<P: Platform> System<P> {
             }
             // SAFETY: held.
             let buckets = unsafe {
-                if (*slot).lines.is_null() {
+                if (*slot).row.is_none() {
                     Self::leave(slot);
                     return;
                 }
-                let cache = &mut (*slot).caches[class];
+                let cache = (*slot).cache(class);
                 let mut first = BucketPtr::from_items(cache.alloc_items);
                 if let Some(bucket) = &mut first {
-                    bucket.set_count(cache.alloc_count as usize);
+                    bucket.set_count(cache.alloc_count());
                 }
                 let mut second = BucketPtr::from_items(cache.free_items);
                 if let Some(bucket) = &mut second {
                     bucket.set_count(cache.free_count as usize);
                 }
-                let (allocs, frees) = (cache.allocs, cache.frees);
+                let (allocs, frees) = (cache.allocs, cache.frees());
                 *cache = core::mem::zeroed();
                 cache.allocs = allocs;
-                cache.frees = frees;
+                cache.filled = allocs.wrapping_sub(frees);
                 self.publish_zone(&*slot, class);
                 Self::leave(slot);
                 [first, second]

@@ -1,12 +1,12 @@
 //! realloc.
 
-use abi::Ordering;
+use abi::page;
 use platform::{Misuse, Platform};
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
 use crate::class::{SLAB_MAX_BYTES, class_bytes, run_class};
 use crate::slab::ClassInfo;
-use crate::stats::TypeId;
+use crate::stats::{Stats, TypeId};
 
 impl<P: Platform> System<P> {
     /// Resizes a block: in place where its size class or its neighbour allows, else by moving. The block counts as freed
@@ -58,7 +58,7 @@ impl<P: Platform> System<P> {
     }
 
     pub(super) fn in_heap(&self, addr: usize) -> bool {
-        addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed)) < self.heap_bytes.load(Ordering::Relaxed)
+        self.word_of_any(addr).is_some()
     }
 
     /// Moves the credit for a block that stays (or whose pages move) from its old type to `id`, and its bytes to
@@ -66,30 +66,27 @@ impl<P: Platform> System<P> {
     pub(super) fn credit(&self, info: &BlockInfo, new_bytes: usize, requested: usize, id: TypeId) {
         let word = self.word(info.addr);
         let class = ClassInfo::of_word(word);
-        let mask = if info.is_run { 1 << abi::large_bit(new_bytes as u64) } else { class.size_mask };
+        let mask = if info.is_run { 1 << abi::run_bit(new_bytes as u64) } else { class.size_mask };
         self.count(|slot, stats| {
             // SAFETY: inside the section of `slot`.
             unsafe {
                 // Out with the old first: a block that stays was never twice, and the high-water mark must not say so.
-                stats.count_free_slow(info.type_id, (*slot).line(info.type_id), info.bytes);
-                stats.count_alloc_slow(id, (*slot).line(id), new_bytes, requested, mask);
+                stats.count_free_slow(info.type_id, (*slot).row, info.bytes);
+                Stats::count_alloc((*slot).row, id, new_bytes, requested, mask);
                 if info.is_run {
                     // The zone that takes it back is the one of its size then.
                     if let Some(class) = run_class(info.bytes) {
-                        (*(*slot).cache(class)).frees += 1;
+                        (*slot).cache(class).count_free_elsewhere();
                     }
                     if let Some(class) = run_class(new_bytes) {
-                        (*(*slot).cache(class)).allocs += 1;
+                        (*slot).cache(class).count_alloc_elsewhere();
                     }
                 }
             }
         });
-        if !info.is_run
-            && info.type_id != id
-            && let Some(index) = class.item_at(info.addr)
-        {
-            // SAFETY: a live item of the caller's, in a slab of this class.
-            unsafe { *class.tag(word, index) = id.tag() };
+        if !info.is_run && info.type_id != id {
+            // SAFETY: a live item of the caller's starts there.
+            unsafe { *(page::tag(word, info.addr) as *mut u16) = id.tag() };
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use core::ptr::NonNull;
 
-use abi::{CacheEntry, Ordering, page};
+use abi::{CacheEntry, Ordering};
 use platform::Platform;
 
 use super::System;
 use crate::bucket::BucketPtr;
-use crate::class::{SLAB_CLASSES, SlabLayout, bucket_max, slab_layout};
+use crate::class::{DESCRIPTOR_BYTES, SLAB_CLASSES, SlabLayout, bucket_max, slab_layout};
 use crate::page::Pages;
-use crate::slab::{Keg, Returned, Slab};
+use crate::slab::{ClassInfo, Keg, Returned, Slab};
 use crate::slot::Slot;
 
 /// Full buckets a depot keeps per CPU identity; more go back to their slabs.
@@ -93,8 +93,8 @@ impl<P: Platform> System<P> {
     pub(super) unsafe fn keg_put(&self, class: usize, items: &[CacheEntry]) {
         let mut keg = self.zones[class].keg.lock();
         for &CacheEntry { item, .. } in items {
-            let descriptor = page::descriptor(self.word(item)) as *mut Slab;
-            let Some(slab) = NonNull::new(descriptor) else { continue };
+            let word = self.word(item);
+            let Some(slab) = ClassInfo::of_word(word).descriptor(word, item) else { continue };
             // SAFETY: 1.
             if let Returned::Release(slab) = unsafe { keg.put(slab, item) } {
                 // SAFETY: `put` says that it is empty.
@@ -121,7 +121,8 @@ impl<P: Platform> System<P> {
         };
         // SAFETY: 1. a fresh run of that size and alignment. 2. by the two cases above.
         unsafe { keg.add_slab(layout, run, descriptor) };
-        self.pages.lock().set_slab(run, layout.slab_bytes, descriptor.as_ptr() as usize, class);
+        let tags = descriptor.as_ptr() as usize + DESCRIPTOR_BYTES;
+        self.pages.lock().set_slab(run, layout.slab_bytes, tags, layout.group_tag_bytes, class);
         Some(())
     }
 
@@ -176,7 +177,7 @@ impl<P: Platform> System<P> {
     pub(super) fn publish_pages(&self, pages: &Pages<P>) {
         let counts = pages.counts();
         let header = self.stats().header();
-        self.heap_bytes.store(pages.heap_bytes(), Ordering::Release);
+        self.heap_pages.store(pages.heap_bytes() >> P::PAGE_SHIFT, Ordering::Release);
         header.pages_free_dirty.store(counts.free_dirty, Ordering::Relaxed);
         header.pages_free_clean.store(counts.free_clean, Ordering::Relaxed);
     }
@@ -201,10 +202,10 @@ impl<P: Platform> System<P> {
 
     /// Shows the slot's counts of a zone to readers.
     pub(super) fn publish_zone(&self, slot: &Slot, class: usize) {
-        let cache = &slot.caches[class];
+        let cache = slot.cache_ref(class);
         let line = self.stats().zone_line(slot.index as usize, class);
         line.allocs.store(cache.allocs, Ordering::Relaxed);
-        line.frees.store(cache.frees, Ordering::Relaxed);
+        line.frees.store(cache.frees(), Ordering::Relaxed);
     }
 }
 

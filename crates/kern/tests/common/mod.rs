@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use abi::{CpuCache, Header, Ordering, TypeLine, TypeTotals, ZoneLine, ZoneRecord, page};
+use abi::{CpuCache, Header, Ordering, Row, SlotLine, TypeTotals, ZoneLine, ZoneRecord, page};
 use kern::class::{CLASSES, SLAB_CLASSES, class_bytes};
 use kern::{Boot, ObjectLayout, SLOT_STRIDE_BYTES, System, TypeId};
 use platform::fake::{Config, Fake, Machine, PAGE};
@@ -129,11 +129,11 @@ impl Inner {
     pub(crate) fn totals(&self, id: TypeId) -> TypeTotals {
         let section = &self.header().type_lines;
         let used = section.used.load(Ordering::Relaxed);
-        let line = |slot: u64| {
-            let row = section.offset + slot * section.stride;
-            self.at::<TypeLine>(row + (id.index() * size_of::<TypeLine>()) as u64)
+        let view = |slot: u64| {
+            // SAFETY: 1. a row of the section. 1. a type that was registered.
+            unsafe { Row::new(self.at::<SlotLine>(section.offset + slot * section.stride)).view(id.index()) }
         };
-        TypeTotals::read((0..used).map(line))
+        TypeTotals::read((0..used).map(view))
     }
 
     /// The high-water mark of a type, as a reader computes it.
@@ -169,10 +169,11 @@ impl Inner {
         let base = header.caches_base.load(Ordering::Relaxed);
         (0..self.slots() as u64)
             .map(|slot| {
-                let at = base + slot * header.cache_slot_stride + class as u64 * header.cache_zone_stride;
+                let code = page::class_code(class) as u64;
+                let at = base + slot * header.cache_slot_stride + code * header.cache_zone_stride;
                 // SAFETY: the caches of a slot of the table, which nobody changes now.
                 let cache = unsafe { &*(at as *const CpuCache) };
-                (cache.alloc_count + cache.free_count) as usize
+                cache.items() as usize
             })
             .sum()
     }

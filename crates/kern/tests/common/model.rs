@@ -142,8 +142,8 @@ impl Tally {
         self.bytes_requested += requested as u64;
         let class = SIZE_CLASSES.iter().position(|&class| class as usize == served.bytes);
         self.size_mask |= match class {
-            Some(class) if !served.is_run => 1 << class,
-            _ => 1 << abi::large_bit(served.bytes as u64),
+            Some(class) => 1 << class,
+            _ => 1 << abi::run_bit(served.bytes as u64),
         };
         self.high_water = self.high_water.max(self.in_use());
     }
@@ -164,7 +164,7 @@ pub(crate) struct Served {
 /// The size classes, one after the other, and page runs after the last.
 pub(crate) fn served(bytes: usize) -> Served {
     if let Some(&class) = SIZE_CLASSES.iter().find(|&&class| class as usize >= bytes) {
-        return Served { bytes: class as usize, is_run: false };
+        return Served { bytes: class as usize, is_run: class as usize > SLAB_MAX };
     }
     let mut base = 64 * KIB;
     while base < 2048 * KIB {
@@ -181,12 +181,15 @@ fn served_aligned(bytes: usize, align: usize) -> Served {
         return served(bytes);
     }
     let fits = |&&class: &&u32| class as usize >= bytes && (class as usize).is_multiple_of(align);
-    match SIZE_CLASSES.iter().find(fits) {
+    match SIZE_CLASSES.iter().filter(|&&class| class as usize <= SLAB_MAX).find(fits) {
         Some(&class) if align <= PAGE => Served { bytes: class as usize, is_run: false },
         _ if align <= PAGE => served(bytes),
         _ => Served { bytes: bytes.max(1).next_multiple_of(PAGE), is_run: true },
     }
 }
+
+/// Largest size that comes from slabs.
+const SLAB_MAX: usize = 16 * KIB;
 
 pub(crate) struct Model {
     pub(crate) world: World,
@@ -571,7 +574,7 @@ impl Model {
         for class in (0..kern::class::CLASSES).filter(|_| published) {
             let bytes = kern::class::class_bytes(class);
             let in_use =
-                self.live.iter().filter(|block| block.bytes == bytes && block.is_run == (bytes > 64 * KIB)).count()
+                self.live.iter().filter(|block| block.bytes == bytes && block.is_run == (bytes > SLAB_MAX)).count()
                     as i64;
             if self.world.zone_in_use(class) != in_use {
                 let counted = self.world.zone_in_use(class);
