@@ -30,7 +30,7 @@ fn object(dir: &Path, name: &str, change: impl FnOnce(&mut Builder)) -> PathBuf 
     let main = b.lib("/nowhere/example", &[1, 2, 3], abi::lib_flag::MAIN);
     let lib = b.lib("/nowhere/libexample.so.1", &[], 0);
     let a = Line { allocs: 10, bytes_allocated: 480, bytes_requested: 400, size_mask: 4, ..Line::default() };
-    let f = Line { frees: 4, bytes_freed: 192, ..Line::default() };
+    let f = Line { frees: 4, bytes_freed: 192, peak_bytes: -192, ..Line::default() };
     b.ty(abi::type_kind::SITE, main, 0x1234, "", &[a, f]);
     b.ty(abi::type_kind::SITE, lib, 0x4567, "", &[a]);
     b.ty(abi::type_kind::LIB_OVERFLOW, lib, 0, "", &[f, a]);
@@ -125,11 +125,11 @@ fn errors_are_one_line_with_a_remedy() {
     assert!(found.starts_with("kernmalloc: not a statistics object: offset 0 holds"), "{found}");
     let whole = fs::read(object(dir.path(), "4242.0", |_| ())).unwrap();
     let found = error_of(&["vmstat", "-m", "-f", &file("cut", &whole[..9000])]);
-    assert!(found.starts_with("kernmalloc: truncated statistics object (layout version 1)"), "{found}");
+    assert!(found.starts_with("kernmalloc: truncated statistics object (layout version 2)"), "{found}");
     let mut other = whole;
     other[8] = 77;
     let found = error_of(&["vmstat", "-m", "-f", &file("other", &other)]);
-    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 1");
+    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 2");
     let found = error_of(&["vmstat", "-m", "-f", "/nonexistent/object"]);
     assert_eq!(found, "kernmalloc: /nonexistent/object: No such file or directory (os error 2)");
 }

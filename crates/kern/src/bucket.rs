@@ -115,6 +115,8 @@ pub(crate) struct Depot {
     full: *mut Bucket,
     buckets: usize,
     pub(crate) items: usize,
+    /// Buckets put in since one was last taken out.
+    idle_pushes: usize,
 }
 
 // SAFETY: buckets in the depot are the depot's alone; the owner locks it.
@@ -122,11 +124,17 @@ unsafe impl Send for Depot {}
 
 impl Depot {
     pub(crate) const fn new() -> Self {
-        Self { full: core::ptr::null_mut(), buckets: 0, items: 0 }
+        Self { full: core::ptr::null_mut(), buckets: 0, items: 0, idle_pushes: 0 }
     }
 
     /// The bucket put in last.
     pub(crate) fn pop(&mut self) -> Option<BucketPtr> {
+        self.idle_pushes = 0;
+        self.take()
+    }
+
+    /// As [`pop`](Self::pop), but not for an allocation.
+    pub(crate) fn take(&mut self) -> Option<BucketPtr> {
         let bucket = NonNull::new(self.full)?;
         // SAFETY: in the depot, hence live and nobody else's.
         unsafe {
@@ -137,8 +145,14 @@ impl Depot {
         Some(BucketPtr(bucket))
     }
 
+    /// How many buckets were put in since one was last taken out: many say that the program gives back and does not take.
+    pub(crate) fn idle_pushes(&self) -> usize {
+        self.idle_pushes
+    }
+
     /// Keeps a bucket with items, or hands it back when there are `most` already.
     pub(crate) fn push(&mut self, mut bucket: BucketPtr, most: usize) -> Result<(), BucketPtr> {
+        self.idle_pushes += 1;
         if self.buckets >= most {
             return Err(bucket);
         }

@@ -52,6 +52,10 @@ pub(crate) struct Pages<P: Platform> {
     /// Of these, bytes between extents that are somebody else's.
     hole_bytes: usize,
     counts: PageCounts,
+    /// Pages that were given back to the system and not handed out again since, and how many were, since
+    /// [`Pages::forget_retaken`]: each of those made two trips to the system for nothing.
+    purged: u64,
+    retaken: u64,
     /// Address, bytes and tag of large blocks freed last, the next to be overwritten at `freed_next`.
     freed: [(usize, usize, u16); FREED_BLOCKS],
     freed_next: usize,
@@ -72,6 +76,8 @@ impl<P: Platform> Pages<P> {
             heap_bytes: 0,
             hole_bytes: 0,
             counts: PageCounts { free_dirty: 0, free_clean: 0, out: 0 },
+            purged: 0,
+            retaken: 0,
             freed: [(0, 0, 0); FREED_BLOCKS],
             freed_next: 0,
             platform: PhantomData,
@@ -131,6 +137,7 @@ impl<P: Platform> Pages<P> {
         let pages = (bytes >> P::PAGE_SHIFT) as u64;
         self.counts.free_dirty -= dirty;
         self.counts.free_clean -= pages - dirty;
+        self.count_clean(pages - dirty);
         self.counts.out += pages;
         Some(Run { addr, dirty: dirty != 0 })
     }
@@ -236,6 +243,7 @@ impl<P: Platform> Pages<P> {
         let pages = ((new - old) >> P::PAGE_SHIFT) as u64;
         self.counts.free_dirty -= dirty;
         self.counts.free_clean -= pages - dirty;
+        self.count_clean(pages - dirty);
         self.counts.out += pages;
         true
     }
@@ -302,7 +310,25 @@ impl<P: Platform> Pages<P> {
         });
         self.counts.free_dirty = left;
         self.counts.free_clean += before - left;
+        self.purged += before - left;
         before - left
+    }
+
+    /// Clean pages were handed out: as far as there are any, those that were given back.
+    fn count_clean(&mut self, pages: u64) {
+        let again = pages.min(self.purged);
+        self.purged -= again;
+        self.retaken += again;
+    }
+
+    /// Pages that were given back and then wanted again.
+    pub(crate) fn retaken(&self) -> u64 {
+        self.retaken
+    }
+
+    /// Counts anew.
+    pub(crate) fn forget_retaken(&mut self) {
+        self.retaken = 0;
     }
 
     pub(crate) fn counts(&self) -> PageCounts {

@@ -113,6 +113,7 @@ pub struct System<P: Platform> {
     meta: Lock<P::Lock, Meta<P>>,
     types: Lock<P::Lock, usize>,
     last_purge_ns: AtomicU64,
+    retaken_since_ns: AtomicU64,
 }
 
 // SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
@@ -159,6 +160,7 @@ impl<P: Platform> System<P> {
             meta: Lock::new(Meta::new()),
             types: Lock::new(TypeId::BUILT_IN),
             last_purge_ns: AtomicU64::new(0),
+            retaken_since_ns: AtomicU64::new(0),
         }
     }
 

@@ -14,8 +14,18 @@ use crate::slot::Slot;
 
 /// Full buckets a depot keeps per CPU identity; more go back to their slabs.
 const DEPOT_BUCKETS_PER_ID: usize = 8;
-/// While free dirty memory exceeds this and an eighth of the heap in use, some is given back every [`PURGE_EVERY_NS`].
+/// A depot that was given so many times what it may hold, and nothing was taken from it, is let go: the program shrinks, and items
+/// in buckets keep their slabs from becoming empty.
+const IDLE_TURNS: usize = 2;
+/// Buckets of a zone that shrinks are made smaller down to so many items.
+const SHRUNK_BUCKET_LEAST: u32 = 63;
+/// Free dirty memory that is kept besides an eighth of the heap in use.
 const DIRTY_KEEP_PAGES: u64 = 1024;
+/// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
+/// page, less than a hundredth of the time.
+const RETAKEN_MOST: u64 = 5_000;
+const RETAKEN_EVERY_NS: u64 = 1_000_000_000;
+/// How often some of it is given back then.
 const PURGE_EVERY_NS: u64 = 50_000_000;
 
 impl<P: Platform> System<P> {
@@ -31,8 +41,7 @@ impl<P: Platform> System<P> {
         }
         let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
         // Twice as large at each miss, up to 63 items or an eighth of what the zone has: a small program caches little.
-        let items = self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items;
-        let larger = (size * 2 + 1).min(bucket_max(class)).min((items / 8).max(63)).max(size);
+        let larger = (size * 2 + 1).min(bucket_max(class)).min((self.zone_items(class) / 8).max(63)).max(size);
         zone.bucket_size.store(larger as u32, Ordering::Relaxed);
         self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
         let mut bucket = self.pool.lock().get(&self.meta, size)?;
@@ -47,19 +56,34 @@ impl<P: Platform> System<P> {
         Some(bucket)
     }
 
+    /// Items of a zone, free or not.
+    fn zone_items(&self, class: usize) -> usize {
+        self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items
+    }
+
     /// A bucket with items goes to the depot, or its items to their slabs when the depot has enough.
     pub(super) fn store_full(&self, class: usize, bucket: BucketPtr) {
+        let zone = &self.zones[class];
         let most = DEPOT_BUCKETS_PER_ID * self.slot_table().ids;
-        let refused = {
-            let mut depot = self.zones[class].depot.lock();
-            let refused = depot.push(bucket, most).err();
+        let (mut extra, idle) = {
+            let mut depot = zone.depot.lock();
+            let mut extra = depot.push(bucket, most).err();
+            let idle = depot.idle_pushes() > IDLE_TURNS * most;
+            if idle && extra.is_none() {
+                extra = depot.take();
+            }
             self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
-            refused
+            (extra, idle)
         };
-        if let Some(bucket) = refused {
+        if idle {
+            let size = zone.bucket_size.load(Ordering::Relaxed);
+            zone.bucket_size.store((size / 2).max(SHRUNK_BUCKET_LEAST).min(size), Ordering::Relaxed);
+        }
+        while let Some(bucket) = extra {
             // SAFETY: free items of this class, out of every cache.
             unsafe { self.keg_put(class, bucket.filled()) };
             self.pool.lock().put(bucket);
+            extra = if idle { zone.depot.lock().take() } else { None };
         }
     }
 
@@ -157,20 +181,26 @@ impl<P: Platform> System<P> {
         self.publish_pages(&pages);
     }
 
-    /// Lets free memory go in steps, so that what is freed after a peak is either used again soon or gone within a second.
+    /// Lets free memory go, so that what is freed after a peak is either used again soon or gone: nothing can be done later, when
+    /// the program may call no more. Where a program has wanted much of it again lately, half of it goes every 50 ms.
     pub(super) fn trim_pages(&self, pages: &mut Pages<P>) {
         let counts = pages.counts();
         let keep = DIRTY_KEEP_PAGES.max(counts.out / 8);
-        if counts.free_dirty <= keep {
+        // In portions: a purge walks the arena's free list.
+        if counts.free_dirty <= keep + keep / 2 {
             return;
         }
         let now = P::now_ns();
-        let last = self.last_purge_ns.load(Ordering::Relaxed);
-        if last == 0 || now.wrapping_sub(last) >= PURGE_EVERY_NS {
+        if now.wrapping_sub(self.retaken_since_ns.load(Ordering::Relaxed)) >= RETAKEN_EVERY_NS {
+            self.retaken_since_ns.store(now, Ordering::Relaxed);
+            pages.forget_retaken();
+        }
+        if pages.retaken() < RETAKEN_MOST {
+            pages.purge(keep);
             self.last_purge_ns.store(now, Ordering::Relaxed);
-            if last != 0 && now - last < 4 * PURGE_EVERY_NS {
-                pages.purge(keep + (counts.free_dirty - keep) / 2);
-            }
+        } else if now.wrapping_sub(self.last_purge_ns.load(Ordering::Relaxed)) >= PURGE_EVERY_NS {
+            self.last_purge_ns.store(now, Ordering::Relaxed);
+            pages.purge(keep + (counts.free_dirty - keep) / 2);
         }
     }
 
