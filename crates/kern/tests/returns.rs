@@ -7,11 +7,15 @@ mod common;
 use common::{World, config};
 use platform::fake::{Call, PAGE};
 
-/// A permutation that has nothing to do with addresses.
-fn shuffled(count: usize) -> impl Iterator<Item = usize> {
-    const STEP: usize = 1_000_003;
-    assert!(count % STEP != 0);
-    (0..count).map(move |n| n * STEP % count)
+/// A random permutation (Fisher and Yates; the numbers are Knuth's MMIX generator's).
+fn shuffled(count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    let mut state = 1u64;
+    for last in (1..count).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        order.swap(last, (state >> 33) as usize % (last + 1));
+    }
+    order
 }
 
 #[test]
@@ -22,7 +26,7 @@ fn a_program_that_frees_all_in_any_order_keeps_little() {
         let blocks: Vec<_> = (0..BLOCKS).map(|n| world.system.alloc([64, 100][n % 2], world.types[1])).collect();
         let peak = world.system.page_counts().out;
         for n in shuffled(BLOCKS) {
-            // SAFETY: 1. each is freed once: the step has no common divisor with the count.
+            // SAFETY: 1. each is freed once.
             unsafe { world.system.free(blocks[n], 1) };
         }
         let counts = world.system.page_counts();
