@@ -72,6 +72,8 @@ mod scope;
 mod stats;
 
 pub use global::KernMalloc;
-pub use malloc_type::{MallocType, NAME_MAX_BYTES, RegisterError, free, malloc, realloc, register_type};
+pub use malloc_type::{
+    MallocType, NAME_MAX_BYTES, RegisterError, free, malloc, malloc_size, malloc_usable_size, realloc, register_type,
+};
 pub use scope::{InScope, Scope};
 pub use stats::{Kind, Stats, TypeStats, find, stats};

@@ -7,8 +7,9 @@ use core::alloc::Layout;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use hosted::SYSTEM;
-use kern::TypeId;
+use hosted::{Linux, SYSTEM};
+use kern::class::{RUN_MAX_BYTES, class_bytes, class_of};
+use kern::{System, TypeId};
 
 use crate::global;
 use crate::scope::{InScope, Scope};
@@ -17,13 +18,13 @@ use crate::stats::TypeStats;
 /// Longest short description, bytes: what `vmstat -m` has room for (`MEMTYPE_MAXNAME` of FreeBSD, less the NUL).
 pub const NAME_MAX_BYTES: usize = 31;
 
-/// Defines a malloc type: the static's name, the short description that `vmstat -m` shows, and a long one for readers of the
-/// source. malloc(9), `MALLOC_DEFINE`.
+/// Defines a malloc type: the static's name, the short description that `vmstat -m` shows, and a long one, which is also the
+/// static's documentation. malloc(9), `MALLOC_DEFINE`.
 ///
 /// ```
 /// kernmalloc::malloc_define!(M_PARSER, "parser", "trees that are not yet compiled");
 /// kernmalloc::malloc_define!(
-///     /// Attributes and visibility go in front.
+///     /// Visibility, attributes and more documentation go in front.
 ///     pub(crate) M_LEXER, "lexer", "tokens of the file at hand"
 /// );
 /// assert_eq!(M_PARSER.scope(|| Box::new([0u8; 64])).len(), 64);
@@ -40,8 +41,9 @@ pub const NAME_MAX_BYTES: usize = 31;
 #[doc(alias = "MALLOC_DEFINE")]
 #[macro_export]
 macro_rules! malloc_define {
-    ($(#[$attribute:meta])* $visibility:vis $name:ident, $short:expr, $long:expr $(,)?) => {
+    ($(#[$attribute:meta])* $visibility:vis $name:ident, $short:expr, $long:literal $(,)?) => {
         $(#[$attribute])*
+        #[doc = $long]
         $visibility static $name: $crate::MallocType = $crate::MallocType::new($short, $long);
     };
 }
@@ -291,6 +293,29 @@ pub unsafe fn free(block: *mut u8) {
     unsafe { SYSTEM.free(block, 0) }
 }
 
+/// Bytes that a request of `bytes` would be served: its size class, or whole pages; 0 for one that can never be met. A request with
+/// an alignment above 16 may be served more. malloc_size(9).
+///
+/// ```
+/// assert_eq!([1, 100, 1000, 100_000].map(kernmalloc::malloc_size), [16, 112, 1024, 114_688]);
+/// ```
+#[must_use]
+pub const fn malloc_size(bytes: usize) -> usize {
+    if bytes > kern::MAX_REQUEST_BYTES {
+        0
+    } else if bytes > RUN_MAX_BYTES {
+        bytes.next_multiple_of(System::<Linux>::PAGE)
+    } else {
+        class_bytes(class_of(bytes))
+    }
+}
+
+/// Bytes of a live block that its owner may use, 0 for null and for what is no block's start. malloc_usable_size(9).
+#[must_use]
+pub fn malloc_usable_size(block: *const u8) -> usize {
+    SYSTEM.usable_bytes(block)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,6 +330,19 @@ mod tests {
         check_name("", Err(RegisterError::NameEmpty));
         check_name("a\0b", Err(RegisterError::NameHasControl(1)));
         check_name("line\n", Err(RegisterError::NameHasControl(4)));
+    }
+
+    #[test]
+    fn the_size_that_would_be_served_is_served() {
+        static SIZES: MallocType = MallocType::new("sizes", "");
+        for bytes in (0..70_000).step_by(13).chain((70_000..5_000_000).step_by(70_001)) {
+            let block = SIZES.malloc(Layout::from_size_align(bytes, 8).unwrap());
+            assert_eq!(malloc_size(bytes), malloc_usable_size(block), "{bytes}");
+            assert_eq!(SIZES.stats().bytes_in_use, malloc_size(bytes) as u64, "{bytes}");
+            // SAFETY: from `malloc`.
+            unsafe { free(block) };
+        }
+        assert_eq!((malloc_size(usize::MAX), malloc_usable_size(core::ptr::null())), (0, 0));
     }
 
     #[test]

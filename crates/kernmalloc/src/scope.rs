@@ -78,6 +78,24 @@ impl Scope {
         work()
     }
 
+    /// Makes this the scope of the calling thread, until it is told otherwise: for the threads of a runtime, whose own
+    /// allocations are then some type's as well. Inside [`run`](Self::run) it holds until that ends.
+    ///
+    /// ```
+    /// # #[global_allocator] static GLOBAL: kernmalloc::KernMalloc = kernmalloc::KernMalloc;
+    /// use kernmalloc::{Scope, malloc_define};
+    /// malloc_define!(M_WORKERS, "workers", "what the threads of the pool need for themselves");
+    /// let worker = std::thread::spawn(|| {
+    ///     Scope::of(&M_WORKERS).set_for_thread();
+    ///     vec![0u8; 5000]
+    /// });
+    /// assert!(worker.join().unwrap().len() == 5000 && M_WORKERS.stats().requests > 0);
+    /// ```
+    #[inline]
+    pub fn set_for_thread(self) {
+        CURRENT.set(self.0);
+    }
+
     /// A future inside of which this scope holds, see [`MallocType::scope_async`].
     pub fn attach<F: Future>(self, future: F) -> InScope<F> {
         InScope { scope: self, future: ManuallyDrop::new(future) }
