@@ -35,7 +35,7 @@ pub(crate) struct Module {
 }
 
 /// Address ranges of wrapper functions, of all modules.
-const WRAPPER_POOL: usize = 16 * 1024;
+const WRAPPER_POOL: usize = 64 * 1024;
 const MAPS_BUFFER: usize = 8 * 1024;
 
 /// What is known; memory of its own, since the number of modules has no bound that a static could have.

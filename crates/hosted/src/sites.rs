@@ -23,8 +23,8 @@ static CACHE: [AtomicU64; 1 << CACHE_BITS] = [const { AtomicU64::new(0) }; 1 << 
 const RULE: u16 = 0x8000;
 /// Call sites inside wrappers that are looked through.
 const MOST_RULES: usize = 4096;
-/// Wrappers within wrappers.
-const MOST_FRAMES: usize = 8;
+/// Wrappers within wrappers. (A vector of an unoptimised Rust program asks through ten functions of its library.)
+const MOST_FRAMES: usize = 24;
 /// A frame of a wrapper is not larger than this; a sum that says so is wrong.
 const MOST_FRAME_BYTES: usize = 64 * 1024;
 

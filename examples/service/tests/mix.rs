@@ -91,7 +91,7 @@ fn each_kinds_row_is_what_its_handlers_hold_and_nearly_all_is_named() {
     let service = Service::start();
     let mut before = BTreeMap::new();
     for round in 1..=3 {
-        service.drive(4, 1000, round);
+        service.drive(4, 800, round);
         let held = rows_equal_records(&service);
         for kind in ["documents", "sessions", "searches", "events"] {
             assert!(held[kind].0 > 20 && held[kind].1 > 1000, "{kind}: {held:?}");
