@@ -353,16 +353,21 @@ mod tests {
 
     #[test]
     fn threads_that_meet_at_the_first_use_make_one_row() {
-        static TYPES: [MallocType; 50] = [const { MallocType::new("met at first use", "") }; 50];
+        const THREADS: u32 = 2;
+        static TYPES: [MallocType; 1000] = [const { MallocType::new("met at first use", "") }; 1000];
         let before = crate::stats().filter(|row| row.name == "met at first use").count();
         assert_eq!(before, 0);
-        let gate = std::sync::Barrier::new(4);
-        let meet = || {
-            gate.wait();
-            TYPES.iter().map(|ty| ty.id().unwrap().index()).collect::<Vec<_>>()
+        let arrived = AtomicU32::new(0);
+        // All come to each type at the same moment: a barrier would let them go one after the other.
+        let meet = |(round, ty): (u32, &'static MallocType)| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < (round + 1) * THREADS {
+                core::hint::spin_loop();
+            }
+            ty.id().unwrap().index()
         };
-        let ids: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(meet)).collect();
+        let ids: Vec<Vec<usize>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| (0..).zip(&TYPES).map(meet).collect())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(ids.iter().all(|seen| *seen == ids[0]), "{ids:?}");
