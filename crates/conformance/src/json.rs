@@ -103,6 +103,15 @@ pub fn named_types(pid: u32) -> BTreeMap<String, (u64, u64)> {
     named.map(|row| (name(row), (figure(row, "in-use"), figure(row, "memory-use")))).collect()
 }
 
+/// Blocks and bytes in use of a live program's rows by crate, the named types among them.
+#[must_use]
+pub fn crate_totals(pid: u32) -> BTreeMap<String, (u64, u64)> {
+    let table = vmstat(pid, &["-m", "--crates"]);
+    let rows = table["malloc-statistics"]["memory"].as_array().unwrap_or_else(|| panic!("no table in {table}"));
+    let name = |row: &Value| row["type"].as_str().unwrap_or_else(|| panic!("no name in {row}")).to_owned();
+    rows.iter().map(|row| (name(row), (figure(row, "in-use"), figure(row, "memory-use")))).collect()
+}
+
 /// Process ids of the programs that the command finds.
 #[must_use]
 pub fn running() -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! Programs with the allocator inside: nothing is preloaded, and the command finds and reads them all the same.
 
-use kernmalloc_conformance::{Case, Host, Live, Site, named_types, running, rust_example, sites};
+use kernmalloc_conformance::{Case, Host, Live, Site, crate_totals, named_types, running, rust_example, sites};
 
 /// Holds what the program says it holds against what the command says.
 fn callers_and_types(live: &mut Live, what: &str) -> Vec<Site> {
@@ -32,12 +32,19 @@ fn callers_and_types(live: &mut Live, what: &str) -> Vec<Site> {
     table
 }
 
+/// Blocks of the program's functions together.
+const CALLERS_BLOCKS: u64 = 2_201;
+
 fn example(what: &str, args: &[&str]) {
     let mut live = Case::new(rust_example("callers", what, args)).start(Host::Plain);
     let table = callers_and_types(&mut live, what);
     // Nearly nothing of the standard library's own is left over.
     let held = |site: &&Site| site.in_use > 0;
     assert!(table.iter().filter(held).count() < 20, "{what}: {table:#?}");
+    // All callers are of one crate; the standard library has its own few blocks, and is the only other.
+    let crates = crate_totals(live.pid());
+    assert_eq!(crates["callers"].0, CALLERS_BLOCKS, "{what}: {crates:?}");
+    assert_eq!(crates.keys().collect::<Vec<_>>(), ["by-hand", "callers", "scoped", "std"], "{what}: {crates:?}");
     drop(live.finish().good());
 }
 
@@ -79,7 +86,7 @@ fn a_stripped_program_keeps_its_types() {
     let types = named_types(live.pid());
     assert_eq!((types["scoped"], types["by-hand"]), ((229, 229 * 112), (233, 233 * 512)));
     let all: u64 = sites(live.pid()).iter().map(|site| site.in_use).sum();
-    assert!(all >= 2_201 + 229 + 233, "{all}");
+    assert!(all >= CALLERS_BLOCKS + 229 + 233, "{all}");
     drop(live.finish().good());
 }
 
