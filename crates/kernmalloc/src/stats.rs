@@ -37,7 +37,7 @@ pub struct TypeStats {
     pub in_use: u64,
     /// Bytes in use, as served: rounded up to the size class.
     pub bytes_in_use: u64,
-    /// Most bytes in use at one time: exact for what one thread did alone, otherwise up to 16 KiB and a block too high for each
+    /// Most bytes in use at one time: exact for what one thread did alone, otherwise up to 32 KiB and a block too high for each
     /// further CPU slot that took part.
     pub high_water_bytes: u64,
     /// Blocks allocated since the start.
