@@ -10,6 +10,7 @@ mod debian;
 mod layers;
 mod machine;
 mod measure;
+mod service;
 mod shell;
 mod soak;
 mod symbols;
@@ -25,6 +26,7 @@ Usage: cargo xtask COMMAND
   bench [--quick]   the benchmarks, beside glibc and the peers; writes docs/benchmarks.md
   bench --small     only the peak memory of small programs; writes docs/benchmarks/small.md
   bench --reader    only the price of a reader polling every 10 ms; writes docs/benchmarks/reader.md
+  bench --service   only the example service, beside the same with mimalloc; writes docs/benchmarks/service.md
       --rounds N    how often each cell is measured (default 5, quick 3)
       --only TEXT   only rows whose name contains TEXT; prints, writes nothing
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)

@@ -91,6 +91,9 @@ pub(crate) struct TableArgs {
     /// One row per call site instead of one per library
     #[arg(long)]
     pub(crate) sites: bool,
+    /// One row per crate of a Rust program (per namespace of a C++ one), instead of one for all of it
+    #[arg(long, conflicts_with = "sites")]
+    pub(crate) crates: bool,
     /// Sort by this column: names ascending, figures descending
     #[arg(long, value_enum, value_name = "COLUMN")]
     pub(crate) sort: Option<SortColumn>,
@@ -154,6 +157,7 @@ pub(crate) struct PsArgs {
 Examples:
   kernmalloc vmstat -m -p 1234
   kernmalloc vmstat -m --sites --wide --sort memory
+  kernmalloc vmstat -m --crates -p 1234
   kernmalloc vmstat -m -w 1 -c 10
   kernmalloc vmstat -z -p 1234
   kernmalloc vmstat -s --json")]

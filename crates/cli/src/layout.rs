@@ -10,7 +10,7 @@ use memstat::{Account, Residence, Zone, sizes};
 use crate::humanize::humanize;
 use crate::rows::Row;
 
-/// FreeBSD's `vmstat -m`. A column of call sites is as wide as most of their names need; of libraries, as there, 16.
+/// FreeBSD's `vmstat -m`. A column of call sites or crates is as wide as most of their names need; of libraries, as there, 16.
 pub(crate) fn freebsd_types(rows: &[Row], sites: bool) -> String {
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let width = if sites { longest.clamp(16, 48) } else { 16 };

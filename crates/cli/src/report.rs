@@ -4,7 +4,7 @@ use memstat::Snapshot;
 use serde_json::Value;
 
 use crate::args::TableArgs;
-use crate::rows::{Row, rows};
+use crate::rows::{By, Row, rows};
 use crate::symbols::Symbols;
 use crate::{json, layout};
 
@@ -14,9 +14,9 @@ pub(crate) fn types(snapshot: &Snapshot, pid: Option<u32>, args: &TableArgs, sym
     if args.netbsd {
         layout::netbsd(&rows, &snapshot.zones, args.wide)
     } else if args.wide {
-        layout::wide_types(&rows, args.sites)
+        layout::wide_types(&rows, args.sites || args.crates)
     } else {
-        layout::freebsd_types(&rows, args.sites)
+        layout::freebsd_types(&rows, args.sites || args.crates)
     }
 }
 
@@ -32,7 +32,12 @@ pub(crate) fn types_json(
 }
 
 fn chosen(snapshot: &Snapshot, pid: Option<u32>, args: &TableArgs, symbols: &mut Symbols) -> Vec<Row> {
-    rows(snapshot, args.sites.then_some((symbols, pid)), args.sort)
+    let by = match (args.sites, args.crates) {
+        (true, _) => By::Site(symbols, pid),
+        (_, true) => By::Crate(symbols, pid),
+        _ => By::Library,
+    };
+    rows(snapshot, by, args.sort)
 }
 
 /// What a reader of the table must know besides: misuse, a malloc of the program's own, call sites beyond the table.

@@ -136,9 +136,24 @@ fn hands_on(name: &str) -> bool {
         "strdup",
         "__rust_alloc",
     ];
-    const PREFIXES: [&str; 9] =
-        ["alloc::", "<alloc::", "core::", "<core::", "std::", "<std::", "hashbrown::", "__gnu_cxx::", "operator new"];
-    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    const PREFIXES: [&str; 9] = [
+        "alloc::",
+        "core::",
+        "std::",
+        "hashbrown::",
+        "allocator_api2::",
+        "__rustc::",
+        "kernmalloc::global::KernMalloc as ",
+        "__gnu_cxx::",
+        "operator new",
+    ];
+    let is_library = |path: &str| PREFIXES.iter().any(|prefix| path.starts_with(prefix));
+    // A trait of the library for a type that is nobody's in particular: `<T as alloc::slice::ConvertVec>::to_vec`.
+    let by_trait = || {
+        let (ty, of) = name.strip_prefix('<')?.split_once(" as ")?;
+        Some(!ty.contains("::") && is_library(of))
+    };
+    NAMES.contains(&name) || is_library(name.trim_start_matches('<')) || by_trait() == Some(true)
 }
 
 #[cfg(test)]
@@ -152,10 +167,22 @@ mod tests {
             "alloc::raw_vec::RawVec<T,A>::reserve",
             "operator new(unsigned long)",
             "std::allocator<int>::allocate",
+            "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
+            "<T as alloc::slice::<impl [T]>::to_vec_in::ConvertVec>::to_vec",
+            "<kernmalloc::global::KernMalloc as core::alloc::global::GlobalAlloc>::alloc",
+            "__rustc::__rust_alloc",
         ] {
             assert!(hands_on(name), "{name}");
         }
-        for name in ["PyObject_Malloc", "my_alloc::grow", "allocate", "strdup_twice"] {
+        for name in [
+            "PyObject_Malloc",
+            "my_alloc::grow",
+            "allocate",
+            "strdup_twice",
+            "<main::Work as core::clone::Clone>::clone",
+            "<T as main::Work>::work",
+            "kernmalloc::main",
+        ] {
             assert!(!hands_on(name), "{name}");
         }
     }

@@ -54,6 +54,28 @@ pub fn rustc(name: &str) -> PathBuf {
     out
 }
 
+/// Builds `examples/NAME.rs` of the crate `kernmalloc` with further arguments for cargo, in a folder of that build's own, and gives
+/// the program.
+#[must_use]
+pub fn rust_example(name: &str, build: &str, args: &[&str]) -> PathBuf {
+    // Two tests may want the same program, and cargo says where it is only when it is done.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let target = out_dir().join("rust").join(build);
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", "kernmalloc", "--message-format=json", "--example", name]);
+    cargo.arg("--target-dir").arg(&target).args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.env_remove("RUSTFLAGS").stderr(std::process::Stdio::inherit());
+    let out = cargo.output().unwrap_or_else(|e| panic!("{cargo:?}: {e}"));
+    assert!(out.status.success(), "{cargo:?} failed");
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
+        .expect("cargo names the program that it built")
+}
+
 fn build(compiler: &str, standard: &str, file: &Path, out: &str, args: &[&str]) -> PathBuf {
     static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let out = out_dir().join(out);

@@ -2,6 +2,7 @@
 
 use crate::host::command;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -90,6 +91,36 @@ pub fn sites_if_any(pid: u32) -> Option<Vec<Site>> {
 #[must_use]
 pub fn library_totals(pid: u32) -> Vec<Site> {
     rows(&vmstat(pid, &["-m"]))
+}
+
+/// Blocks and bytes in use of a live program's types with a name of their own.
+#[must_use]
+pub fn named_types(pid: u32) -> BTreeMap<String, (u64, u64)> {
+    let table = vmstat(pid, &["-m"]);
+    let rows = table["malloc-statistics"]["memory"].as_array().unwrap_or_else(|| panic!("no table in {table}"));
+    let named = rows.iter().filter(|row| row["library"].is_null());
+    let name = |row: &Value| row["type"].as_str().unwrap_or_else(|| panic!("no name in {row}")).to_owned();
+    named.map(|row| (name(row), (figure(row, "in-use"), figure(row, "memory-use")))).collect()
+}
+
+/// Blocks and bytes in use of a live program's rows by crate, the named types among them.
+#[must_use]
+pub fn crate_totals(pid: u32) -> BTreeMap<String, (u64, u64)> {
+    let table = vmstat(pid, &["-m", "--crates"]);
+    let rows = table["malloc-statistics"]["memory"].as_array().unwrap_or_else(|| panic!("no table in {table}"));
+    let name = |row: &Value| row["type"].as_str().unwrap_or_else(|| panic!("no name in {row}")).to_owned();
+    rows.iter().map(|row| (name(row), (figure(row, "in-use"), figure(row, "memory-use")))).collect()
+}
+
+/// Process ids of the programs that the command finds.
+#[must_use]
+pub fn running() -> Vec<u32> {
+    let mut ps = Command::new(command());
+    let out = ps.args(["ps", "--json"]).output().unwrap_or_else(|e| panic!("{ps:?}: {e}"));
+    assert!(out.status.success(), "{ps:?}: {}{}", out.status, String::from_utf8_lossy(&out.stderr));
+    let list = parse(&out.stdout);
+    let list = list["process"].as_array().unwrap_or_else(|| panic!("no list in {list}"));
+    list.iter().filter_map(|program| program["pid"].as_u64()?.try_into().ok()).collect()
 }
 
 /// The table that `run --json -o FILE` left, of its only program.

@@ -212,8 +212,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// Most matching names looked for in one file.
-const MOST_NAMES: usize = 256;
+/// Most matching names looked for in one file. (An unoptimised Rust program of some size has thousands.)
+const MOST_NAMES: usize = 32 * 1024;
 /// Symbol tables larger than this are left alone: reading one would take tenths of a second.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -256,9 +256,26 @@ fn scan(
         return None;
     }
 
+    let names = sys::map_anywhere(MOST_NAMES * size_of::<u32>())?;
+    // SAFETY: fresh memory of that size, given back below.
+    let table = unsafe { core::slice::from_raw_parts_mut(names as *mut u32, MOST_NAMES) };
+    let result = scan_for(reader, (symbols_at, symbols_bytes), (strings_at, strings_bytes), table, wanted, found);
+    // SAFETY: 1. mapped above, and not used any more.
+    unsafe { sys::unmap(names, MOST_NAMES * size_of::<u32>()) };
+    result
+}
+
+/// The same, of a symbol table and a string table, each an offset in the file and bytes. `names` is memory to work in.
+fn scan_for(
+    reader: &mut Reader<'_>,
+    (symbols_at, symbols_bytes): (u64, u64),
+    (strings_at, strings_bytes): (u64, u64),
+    names: &mut [u32],
+    wanted: impl Fn(&[u8]) -> Option<usize>,
+    found: &mut impl FnMut(u64, u64),
+) -> Option<()> {
     // First the names: where in the string table one of the wanted stands. Linkers share tails, so a name may
     // begin inside a longer one; `wanted` says how long a tail of the text it accepts.
-    let mut names = [0u32; MOST_NAMES];
     let mut known = 0;
     let mut tail = Text::<256>::new();
     reader.pieces(strings_at, strings_bytes, |at, piece| {
@@ -271,7 +288,7 @@ fn scan(
                 tail.as_bytes()
             };
             if let Some(len) = wanted(text)
-                && known < MOST_NAMES
+                && known < names.len()
             {
                 names[known] = (at + end as u64) as u32 - len as u32;
                 known += 1;

@@ -35,7 +35,7 @@ pub(crate) struct Module {
 }
 
 /// Address ranges of wrapper functions, of all modules.
-const WRAPPER_POOL: usize = 16 * 1024;
+const WRAPPER_POOL: usize = 64 * 1024;
 const MAPS_BUFFER: usize = 8 * 1024;
 
 /// What is known; memory of its own, since the number of modules has no bound that a static could have.
@@ -254,6 +254,8 @@ impl Modules {
             self.add_wrapper((image.bias.wrapping_add(start as usize), image.bias.wrapping_add(end as usize)));
         });
         let last = self.pool_used;
+        // SAFETY: the pool's first `pool_used` entries were written, and these are this module's.
+        unsafe { core::slice::from_raw_parts_mut(self.pool.add(first), last - first) }.sort_unstable();
         self.all()[index].wrappers = (first as u32, last as u32);
     }
 
@@ -270,7 +272,10 @@ impl Modules {
         let (first, last) = self.all()[index].wrappers;
         // SAFETY: the pool's first `pool_used` entries were written.
         let pool = unsafe { core::slice::from_raw_parts(self.pool, self.pool_used) };
-        pool[first as usize..last as usize].iter().any(|&(start, end)| addr > start && addr <= end)
+        // Sorted, and functions do not overlap (but several names may be one function's).
+        let ranges = &pool[first as usize..last as usize];
+        let behind = ranges.partition_point(|&(start, _)| start < addr);
+        behind > 0 && addr <= ranges[behind - 1].1
     }
 
     /// File name of the module that contains `addr` and the offset there, without looking for new mappings.

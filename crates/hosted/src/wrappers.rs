@@ -103,41 +103,73 @@ pub(crate) const NAMES: &[&[u8]] = &[
     b"__rdl_realloc",
 ];
 
-/// Ends of mangled Rust paths (v0, or legacy without its hash).
-const RUST_ENDS: &[&[u8]] = &[
-    b"___rust_alloc",
-    b"___rust_alloc_zeroed",
-    b"___rust_realloc",
-    b"___rdl_alloc",
-    b"___rdl_alloc_zeroed",
-    b"___rdl_realloc",
-    b"15exchange_malloc",
-    b"10alloc_impl",
-    b"11finish_grow",
-    b"14grow_amortized",
-    b"8grow_one",
-    b"12do_reserve_and_handle",
-    b"16with_capacity_in",
-    b"15try_allocate_in",
-];
+/// What a Rust program's request passes on its way from the function that wants memory: all of these crates, since whatever
+/// they allocate is for their callers (a function that they call back, a closure, is its own crate's).
+const RUST_CRATES: &[&[u8]] = &[b"__rustc", b"alloc", b"core", b"hashbrown", b"allocator_api2"];
 
-/// A generic function of the standard library's growing vector, with whatever its type arguments are.
-const RUST_PARTS: &[&[u8]] = &[b"7raw_vec"];
+/// Modules of crates that also allocate for themselves.
+const RUST_MODULES: &[(&[u8], &[u8])] = &[(b"std", b"collections"), (b"kernmalloc", b"global")];
+
+fn is_rust_path(root: &[u8], next: &[u8]) -> bool {
+    RUST_CRATES.contains(&root) || RUST_MODULES.contains(&(root, next))
+}
+
+/// An identifier of a mangled name, its length in front, and what follows it.
+fn identifier(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let digits = text.iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
+    let len = text[..digits].iter().fold(0, |sum, &digit| sum * 10 + usize::from(digit - b'0'));
+    // v0 puts a bar between length and an identifier that begins with one, or with a digit.
+    let bar = usize::from(text.get(digits) == Some(&b'_') && text.get(digits + 1) == Some(&b'_'));
+    let rest = text.get(digits + bar..)?;
+    if len == 0 || len > rest.len() { None } else { Some(rest.split_at(len)) }
+}
+
+/// Whether a function mangled in the v0 way is of one of those crates: the first crate named is the function's, or its
+/// implementation's.
+fn is_wrapper_v0(name: &[u8]) -> bool {
+    let root = |at: usize| {
+        let rest = &name[at + 1..];
+        let rest = match rest.strip_prefix(b"s") {
+            Some(rest) => &rest[rest.iter().take(16).position(|&byte| byte == b'_')? + 1..],
+            None => rest,
+        };
+        identifier(rest)
+    };
+    let crates = name.iter().enumerate().filter(|(_, byte)| **byte == b'C');
+    let Some((krate, rest)) = crates.into_iter().find_map(|(at, _)| root(at)) else { return false };
+    is_rust_path(krate, identifier(rest).map_or(b"", |(next, _)| next))
+}
+
+/// The same of one mangled in the legacy way: `_ZN`, the path's parts, a hash. `<T as Trait>::f` is one part and `f`; it is the
+/// library's if the trait is, and the type too unless it is anybody's.
+fn is_wrapper_legacy(name: &[u8]) -> bool {
+    let Some((first, rest)) = name.strip_prefix(b"_ZN").and_then(identifier) else { return false };
+    let Some(ty) = first.strip_prefix(b"_$LT$") else {
+        return is_rust_path(first, identifier(rest).map_or(b"", |(next, _)| next));
+    };
+    let dotted = |path: &[u8]| {
+        let mut parts = path.splitn(2, |&byte| byte == b'.');
+        let root = parts.next().unwrap_or_default();
+        let next = parts.next().and_then(|rest| rest.strip_prefix(b".")).unwrap_or_default();
+        let end = next.iter().position(|&byte| byte == b'.' || byte == b'$').unwrap_or(next.len());
+        is_rust_path(root, &next[..end])
+    };
+    const AS: &[u8] = b"$u20$as$u20$";
+    let Some(at) = ty.windows(AS.len()).rposition(|window| window == AS) else { return dotted(ty) };
+    let (ty, of) = (&ty[..at], &ty[at + AS.len()..]);
+    (dotted(of) || of.starts_with(b"std..")) && (dotted(ty) || !ty.windows(2).any(|window| window == b".."))
+}
 
 /// Length of the tail of `name` that is a wrapper's name.
 pub(crate) fn match_symbol(name: &[u8]) -> Option<usize> {
     if name.len() < 4 {
         return None;
     }
-    if name.starts_with(b"_R") || name.starts_with(b"_ZN") {
-        let path = match name.strip_suffix(b"E") {
-            // Legacy: 17h, sixteen digits, E.
-            Some(rest) if rest.len() > 19 && rest[rest.len() - 19..].starts_with(b"17h") => &rest[..rest.len() - 19],
-            _ => name,
-        };
-        let hit = RUST_ENDS.iter().any(|end| path.ends_with(end))
-            || RUST_PARTS.iter().any(|part| path.windows(part.len()).any(|window| window == *part));
-        return hit.then_some(name.len());
+    if name.starts_with(b"_R") {
+        return is_wrapper_v0(name).then_some(name.len());
+    }
+    if name.starts_with(b"_ZN") && is_wrapper_legacy(name) {
+        return Some(name.len());
     }
     NAMES.iter().filter(|known| name.ends_with(known)).map(|known| known.len()).max()
 }
@@ -151,10 +183,44 @@ mod tests {
         assert_eq!(match_symbol(b"xmalloc"), Some(7));
         assert_eq!(match_symbol(b"my_xmalloc"), Some(7));
         assert_eq!(match_symbol(b"malloc"), None);
-        let v0 = b"_RNvCskdnyYGbM6yj_7___rustc12___rust_alloc";
-        assert_eq!(match_symbol(v0), Some(v0.len()));
-        let legacy = b"_ZN5alloc5alloc15exchange_malloc17h0123456789abcdefE";
-        assert_eq!(match_symbol(legacy), Some(legacy.len()));
-        assert_eq!(match_symbol(b"_ZN4main4work17h0123456789abcdefE"), None);
+    }
+
+    #[test]
+    fn functions_of_rusts_libraries_match_and_those_of_others_do_not() {
+        let matches = |name: &str| match_symbol(name.as_bytes()).map(|len| assert_eq!(len, name.len())).is_some();
+        for name in [
+            "_RNvCskdnyYGbM6yj_7___rustc12___rust_alloc",
+            "_RNvCskdnyYGbM6yj_7___rustc11___rdl_alloc",
+            "_ZN5alloc5alloc15exchange_malloc17h0123456789abcdefE",
+            "_ZN5alloc3vec16Vec$LT$T$C$A$GT$4push17h0123456789abcdefE",
+            "_RINvMs10_NtNtNtCslNYArtu3iFV_5alloc11collections5btree4nodeINtB7_16BalancingContextjNtCs_3abc1TE1f",
+            "_ZN9hashbrown3raw21RawTable$LT$T$C$A$GT$14reserve_rehash17h0123456789abcdefE",
+            "_ZN3std11collections4hash3map20HashMap$LT$K$C$V$GT$6insert17h0123456789abcdefE",
+            "_ZN50_$LT$T$u20$as$u20$alloc..slice..hack..ConvertVec$GT$6to_vec17h0123456789abcdefE",
+            "_ZN62_$LT$alloc..vec..Vec$LT$T$GT$$u20$as$u20$core..clone..Clone$GT$5clone17h0123456789abcdefE",
+            "_ZN83_$LT$kernmalloc..global..KernMalloc$u20$as$u20$core..alloc..global..GlobalAlloc$GT$5alloc17hE",
+        ] {
+            assert!(matches(name), "{name}");
+        }
+        for name in [
+            "_ZN4main4work17h0123456789abcdefE",
+            "_ZN3std6thread5spawn17h0123456789abcdefE",
+            "_ZN10kernmalloc7symbols4load17h0123456789abcdefE",
+            // A trait of the program's own for a vector, and a type of its own with a trait of the library.
+            "_ZN52_$LT$alloc..vec..Vec$LT$T$GT$$u20$as$u20$main..Work$GT$4work17h0123456789abcdefE",
+            "_ZN48_$LT$main..Work$u20$as$u20$core..clone..Clone$GT$5clone17h0123456789abcdefE",
+            // Its own function, generic over a vector.
+            "_RINvCskdnyYGbM6yj_4main4workINtNtCslNYArtu3iFV_5alloc3vec3VechEEB2_",
+            "_RNvNtCskdnyYGbM6yj_3std6thread5spawn",
+            "_RNvXs_CskdnyYGbM6yj_4mainNtB4_1TNtNtCs_4core5clone5Clone5clone",
+            // Cut short.
+            "_ZN5all",
+            "_ZN",
+            "_RNvC",
+            "_RNvCs",
+            "_RNvCs_99999alloc",
+        ] {
+            assert!(!matches(name), "{name}");
+        }
     }
 }

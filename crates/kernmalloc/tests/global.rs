@@ -36,16 +36,3 @@ fn alignment_is_what_the_layout_asks() {
         }
     }
 }
-
-#[test]
-fn a_type_counts_its_own_blocks() {
-    let id = kernmalloc::register_type("test type").unwrap();
-    let layout = Layout::from_size_align(100, 8).unwrap();
-    let blocks: Vec<_> = (0..10).map(|_| kernmalloc::malloc(layout, id)).collect();
-    assert_eq!(kernmalloc::in_use(id), (1120, 10));
-    for block in blocks {
-        // SAFETY: 1. from `malloc` above.
-        unsafe { kernmalloc::free(block) };
-    }
-    assert_eq!(kernmalloc::in_use(id), (0, 0));
-}

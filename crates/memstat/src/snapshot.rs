@@ -212,7 +212,8 @@ pub struct LibraryTotals {
 }
 
 impl LibraryTotals {
-    fn add(&mut self, ty: &MallocType) {
+    /// Adds a type's figures.
+    pub fn add(&mut self, ty: &MallocType) {
         let (sum, t) = (&mut self.totals, &ty.totals);
         sum.allocs = sum.allocs.wrapping_add(t.allocs);
         sum.frees = sum.frees.wrapping_add(t.frees);
