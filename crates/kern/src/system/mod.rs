@@ -30,7 +30,7 @@ use abi::{AtomicU64, Ordering, page};
 use platform::{Lock, Platform, SlotTable};
 
 use crate::bucket::{BucketPool, Depot};
-use crate::class::{CLASSES, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of};
+use crate::class::{CLASSES, Place, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of};
 use crate::meta::Meta;
 use crate::page::Pages;
 use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
@@ -332,10 +332,17 @@ impl<P: Platform> System<P> {
     #[doc(alias = "malloc_usable_size")]
     #[must_use]
     pub fn usable_bytes(&self, block: *const u8) -> usize {
-        match self.lookup(block as usize) {
-            Some(info) if info.live && info.addr == block as usize => info.bytes,
-            _ => 0,
+        let addr = block as usize;
+        let Some(word) = self.word_of_any(addr) else { return 0 };
+        // SAFETY: 1. it is a page's word's.
+        let info = unsafe { ClassInfo::at(Place::of_word(word)) };
+        if info.may_start_item(addr) {
+            // SAFETY: the word named a live slab of this class, whose tags say where live items start.
+            let tag = unsafe { *(page::tag(word, addr) as *const u16) };
+            return if tag & TAG_FREE == 0 { info.bytes as usize } else { 0 };
         }
+        let live = page::kind(word) == page::LARGE && addr.is_multiple_of(Self::PAGE);
+        if live { page::run_pages(word) << P::PAGE_SHIFT } else { 0 }
     }
 
     /// Registers a type. `None` when the table is full. Never sleeps, but takes a lock.
