@@ -95,6 +95,7 @@ pub fn type_of(call: Call) -> TypeId {
     }
 }
 
+#[inline]
 fn cached(ret: usize) -> Option<u16> {
     let first = way_of(ret);
     [first, first ^ 1]
@@ -104,7 +105,8 @@ fn cached(ret: usize) -> Option<u16> {
         .map(|word| word as u16)
 }
 
-#[inline(never)]
+/// What the cache does not say at once. (`inline`, so that it is compiled for speed, as its callers are.)
+#[inline]
 fn type_of_slow(mut call: Call) -> TypeId {
     for _ in 0..MOST_FRAMES {
         let id = match cached(call.ret) {
@@ -128,6 +130,7 @@ fn type_of_slow(mut call: Call) -> TypeId {
 }
 
 /// The caller's caller.
+#[inline]
 fn step(call: Call, rule: &FrameRule) -> Option<Call> {
     let base = if rule.from_frame_pointer { call.frame } else { call.stack };
     let frame_addr = base.wrapping_add_signed(rule.offset as isize);
