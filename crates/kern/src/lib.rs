@@ -6,6 +6,7 @@ extern crate std;
 
 mod bucket;
 pub mod class;
+pub mod contig;
 mod meta;
 mod page;
 mod slab;
@@ -17,4 +18,4 @@ pub mod text;
 pub use page::PageCounts;
 pub use slot::SLOT_STRIDE_BYTES;
 pub use stats::{COMPARE_BYTES, ObjectLayout, TypeId};
-pub use system::{Account, BlockInfo, Boot, MAX_REQUEST_BYTES, System};
+pub use system::{Account, BlockInfo, Boot, MAX_REQUEST_BYTES, OutsideBlocks, System};

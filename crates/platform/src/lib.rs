@@ -21,10 +21,14 @@ extern crate std;
 use core::sync::atomic::AtomicU32;
 
 mod lock;
+mod phys;
 pub use lock::{Lock, LockGuard, RawLock};
+pub use phys::{FrameRun, FrameUse, Frames, Paddr, Pfn};
 
 #[cfg(feature = "fake")]
 pub mod fake;
+#[cfg(feature = "fake")]
+pub mod fake_frames;
 
 /// Where the slots are: `ids * rows` of them plus one that all share, `stride_bytes` apart.
 ///

@@ -135,7 +135,9 @@ impl<P: Platform> System<P> {
     #[cold]
     #[inline(never)]
     pub(super) fn free_outside(&self, addr: usize, caller: usize) {
-        if addr != 0 {
+        // SAFETY: 1. of `free`.
+        let foreign = |addr| !self.outside.get().is_some_and(|outside| unsafe { outside.free(addr) });
+        if addr != 0 && foreign(addr) {
             self.report(Misuse::ForeignFree, addr, caller, None);
         }
     }

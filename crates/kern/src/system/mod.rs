@@ -18,6 +18,7 @@
 mod alloc;
 mod free;
 mod large;
+mod outside;
 mod reclaim;
 mod resize;
 mod supply;
@@ -36,6 +37,9 @@ use crate::page::Pages;
 use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
 use crate::slot::{SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
+use outside::Outside;
+
+pub use outside::OutsideBlocks;
 
 /// Largest request, bytes (`PTRDIFF_MAX` as in C; N1.146: a size near the end of the range fails and never wraps).
 pub const MAX_REQUEST_BYTES: usize = isize::MAX as usize - (1 << 21);
@@ -114,6 +118,7 @@ pub struct System<P: Platform> {
     types: Lock<P::Lock, usize>,
     last_purge_ns: AtomicU64,
     retaken_since_ns: AtomicU64,
+    outside: Outside,
 }
 
 // SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
@@ -161,6 +166,7 @@ impl<P: Platform> System<P> {
             types: Lock::new(TypeId::BUILT_IN),
             last_purge_ns: AtomicU64::new(0),
             retaken_since_ns: AtomicU64::new(0),
+            outside: Outside::new(),
         }
     }
 
@@ -333,7 +339,7 @@ impl<P: Platform> System<P> {
     #[must_use]
     pub fn usable_bytes(&self, block: *const u8) -> usize {
         let addr = block as usize;
-        let Some(word) = self.word_of_any(addr) else { return 0 };
+        let Some(word) = self.word_of_any(addr) else { return self.usable_outside(addr) };
         // SAFETY: 1. it is a page's word's.
         let info = unsafe { ClassInfo::at(Place::of_word(word)) };
         if info.may_start_item(addr) {
