@@ -60,6 +60,7 @@ extern crate alloc;
 extern crate std;
 
 mod arena;
+mod channel;
 mod check;
 mod error;
 mod fit;
@@ -76,11 +77,17 @@ mod tag;
 #[cfg(test)]
 mod tests;
 
+/// What `channel` is made of; its model brings loom's.
+mod sync {
+    pub(crate) use core::sync::atomic::{AtomicU32, Ordering};
+}
+
 #[cfg(all(doctest, feature = "std"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 pub use arena::{Arena, ArenaCounts, QCACHE_MAX, qcache_slab_size};
+pub use channel::Channel;
 pub use check::Damage;
 pub use error::Error;
 pub use fit::{Fit, Request};
@@ -91,5 +98,5 @@ pub use platform::RawLock;
 pub use raw::{Counts, RawArena, Size};
 #[cfg(feature = "std")]
 pub use std_system::Std;
-pub use system::{Channel, Functions, QuantumCache, Source, System, TagSource, Wait};
+pub use system::{Functions, QuantumCache, Source, System, TagSource, Wait};
 pub use tag::{Segment, SegmentKind, Tag};

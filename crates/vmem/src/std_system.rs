@@ -1,6 +1,7 @@
 //! Locks and sleeping of std.
 
-use crate::system::{Channel, System};
+use crate::channel::Channel;
+use crate::system::System;
 use core::sync::atomic::{AtomicU32, Ordering};
 use platform::RawLock;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
