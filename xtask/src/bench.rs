@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the benchmarks beside glibc and the peers, interleaved, as a record in docs/.
 
 use crate::measure::{self, Allocator, Bench, Cost, Program, geometric_mean, median};
-use crate::{debian, machine, service, shell};
+use crate::{bench_vmem, debian, machine, service, shell};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -78,6 +78,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             "--small" => what = "small",
             "--reader" => what = "reader",
             "--service" => what = "service",
+            "--vmem" => what = "vmem",
             "--rounds" => options.rounds = args.next().context("--rounds takes a number")?.parse()?,
             "--only" => options.only = Some(args.next().context("--only takes a text")?.clone()),
             other => bail!("no option named {other:?}; see cargo xtask help"),
@@ -89,6 +90,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if what == "service" {
         let machine = machine::described();
         return write_record("service.md", &service::run(&machine, options.rounds, options.quick)?);
+    }
+    if what == "vmem" {
+        // Needs nothing but cargo.
+        return bench_vmem::run();
     }
     debian::provide(true);
     let bench = Bench::new()?;

@@ -6,6 +6,7 @@
 use anyhow::{Result, bail};
 
 mod bench;
+mod bench_vmem;
 mod debian;
 mod layers;
 mod machine;
@@ -27,6 +28,7 @@ Usage: cargo xtask COMMAND
   bench --small     only the peak memory of small programs; writes docs/benchmarks/small.md
   bench --reader    only the price of a reader polling every 10 ms; writes docs/benchmarks/reader.md
   bench --service   only the example service, beside the same with mimalloc; writes docs/benchmarks/service.md
+  bench --vmem      only an arena, as its segments grow; writes docs/benchmarks/vmem.*
       --rounds N    how often each cell is measured (default 5, quick 3)
       --only TEXT   only rows whose name contains TEXT; prints, writes nothing
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)

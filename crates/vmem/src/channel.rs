@@ -50,8 +50,13 @@ pub(crate) struct Sleeper<'a> {
 }
 
 impl Sleeper<'_> {
+    /// The value of the word that it compares before it sleeps.
+    pub(crate) fn seen(&self) -> u32 {
+        self.seen
+    }
+
     pub(crate) fn wait<S: System>(&self) {
-        S::wait(&self.channel.generation, self.seen);
+        S::wait(&self.channel.generation, self.seen());
     }
 }
 

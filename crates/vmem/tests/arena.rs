@@ -629,6 +629,10 @@ fn an_arena_can_be_read() {
 arena ring: quantum 0x1
   0x1010 in 2 spans: 0x800 allocated in 1, 0x810 free in 2, largest 0x800
   tags 5 free 0, buckets 16
+  allocated 1 times, freed 0, no space 1
+  free of size 0x10: 1, together 0x10
+  free of size 0x800: 1, together 0x800
+  imports 1, releases 0, limit none; slept 0, failed 0
   0x0..=0xf 0x10 span
     0x0..=0xf 0x10 free
   0x8000..=0x8fff 0x1000 span, imported
@@ -636,6 +640,14 @@ arena ring: quantum 0x1
     0x8800..=0x8fff 0x800 free
 ";
     assert_eq!(text, expected);
+    arena.set_limit(Some(0x2000));
+    let mut summary = String::new();
+    arena.print_summary(&mut summary).unwrap();
+    assert_eq!(
+        summary,
+        expected.lines().take(6).map(|line| format!("{line}\n")).collect::<String>()
+            + "  imports 1, releases 0, limit 0x2000; slept 0, failed 0\n"
+    );
     assert_eq!(arena.whatis(0x8801).map(|segment| segment.base), Some(0x8800));
     let mut count = 0;
     arena.walk(|_| count += 1);

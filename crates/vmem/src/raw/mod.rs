@@ -1,11 +1,16 @@
 //! The arena itself, without a lock.
 
+mod ask;
+mod find;
+mod print;
+mod span;
+
 use crate::error::Error;
 use crate::fit::{Fit, Request, Shape, round_up};
 use crate::hash::{Bucket, HASH_INLINE, Hash};
 use crate::lists::{FreeLists, LISTS};
 use crate::spans::Spans;
-use crate::tag::{Kind, Segment, SegmentKind, Tag, TagRef};
+use crate::tag::{Kind, Tag, TagRef};
 use core::ptr::NonNull;
 
 /// What [`RawArena::size`] counts.
@@ -221,151 +226,6 @@ impl RawArena {
         unsafe { self.hash.replace(None) }
     }
 
-    // ---- spans ----
-
-    /// Adds a span. Spans do not overlap; neighbouring spans stay apart, so that no segment reaches from one to the other.
-    /// `base` and `size` are multiples of the quantum. Takes 2 tags. Logarithmic in the number of spans.
-    ///
-    /// # Errors
-    /// [`Error::Overlap`], [`Error::NoTags`], [`Error::Invalid`] (a range that wraps, is empty or not in quanta; a sum
-    /// of spans above `usize::MAX`).
-    #[doc(alias = "vmem_add")]
-    pub fn add(&mut self, base: usize, size: usize) -> Result<(), Error> {
-        self.add_kind(base, size, Kind::Span)
-    }
-
-    /// [`RawArena::add`] for a range that came from a parent and will go back: a mark for
-    /// [`RawArena::free_span_at`].
-    pub fn add_imported(&mut self, base: usize, size: usize) -> Result<(), Error> {
-        self.add_kind(base, size, Kind::ImportedSpan)
-    }
-
-    fn add_kind(&mut self, base: usize, size: usize, kind: Kind) -> Result<(), Error> {
-        let (below, above) = self.room_for(base, size)?;
-        if self.spare_count < 2 {
-            return Err(Error::NoTags);
-        }
-        let before = match above {
-            Some(above) => above.prev.get(),
-            None => self.last,
-        };
-        debug_assert!(below.is_some() == before.is_some());
-        let span = self.new_tag(base, size, kind, before);
-        let free = self.new_tag(base, size, Kind::Free, Some(span));
-        self.spans.insert(span);
-        self.lists.insert(free);
-        self.total_size += size;
-        Ok(())
-    }
-
-    /// Makes the span that ends right before `base` longer by `size`. The new range is free and merges with what is free
-    /// at the span's end: for an arena whose range grows upward. Takes at most 1 tag.
-    ///
-    /// # Errors
-    /// [`Error::NoSpan`] if no span ends there, or an imported one, which goes back as it came; otherwise as
-    /// [`RawArena::add`].
-    pub fn extend_span(&mut self, base: usize, size: usize) -> Result<(), Error> {
-        let (below, above) = self.room_for(base, size)?;
-        let joins = |span: &TagRef| span.kind.get() == Kind::Span && span.last().wrapping_add(1) == base;
-        let Some(span) = below.filter(joins) else {
-            return Err(Error::NoSpan { addr: base });
-        };
-        let end = match above {
-            Some(above) => above.prev.get(),
-            None => self.last,
-        };
-        match end {
-            Some(end) if end.is_free() => self.lists.resize(end, end.base.get(), end.size.get() + size),
-            _ => {
-                if self.spare_count < 1 {
-                    return Err(Error::NoTags);
-                }
-                let free = self.new_tag(base, size, Kind::Free, end);
-                self.lists.insert(free);
-            }
-        }
-        span.size.set(span.size.get() + size);
-        self.total_size += size;
-        Ok(())
-    }
-
-    /// [`RawArena::extend_span`] if a span ends right before `base`, else [`RawArena::add`].
-    pub fn add_joined(&mut self, base: usize, size: usize) -> Result<(), Error> {
-        match self.extend_span(base, size) {
-            Err(Error::NoSpan { .. }) => self.add(base, size),
-            done => done,
-        }
-    }
-
-    /// Checks a range that is to be added, and finds the spans next to it.
-    fn room_for(&self, base: usize, size: usize) -> Result<(Option<TagRef>, Option<TagRef>), Error> {
-        if size == 0 {
-            return Err(Error::Invalid("size is 0"));
-        }
-        if (base | size) & (self.quantum - 1) != 0 {
-            return Err(Error::Invalid("a span is not in whole quanta"));
-        }
-        let Some(last) = base.checked_add(size - 1) else {
-            return Err(Error::Invalid("a span reaches beyond the last address"));
-        };
-        let below = self.spans.at_or_below(base);
-        if let Some(span) = below.filter(|span| span.last() >= base) {
-            return Err(Error::Overlap(span.segment()));
-        }
-        let above = self.spans.above(base);
-        if let Some(span) = above.filter(|span| span.base.get() <= last) {
-            return Err(Error::Overlap(span.segment()));
-        }
-        if self.total_size.checked_add(size).is_none() {
-            // Spans from 0 to the very last address: their size is no number.
-            return Err(Error::Invalid("the sum of the spans is beyond usize::MAX"));
-        }
-        Ok((below, above))
-    }
-
-    /// Removes the span that begins at `base`, which must be free as a whole; returns its size.
-    ///
-    /// # Errors
-    /// [`Error::NoSpan`], [`Error::Busy`] with its first allocated segment.
-    pub fn remove_span(&mut self, base: usize) -> Result<usize, Error> {
-        let Some(span) = self.spans.at_or_below(base).filter(|span| span.base.get() == base) else {
-            return Err(Error::NoSpan { addr: base });
-        };
-        let Some(only) = self.whole(span) else {
-            let busy = self.after(span).find(|tag| tag.kind.get() == Kind::Allocated);
-            return Err(Error::Busy(busy.unwrap_or(span).segment()));
-        };
-        let size = span.size.get();
-        if self.cursor.is_some_and(|(tag, _)| tag == only) {
-            self.cursor = None;
-        }
-        self.lists.remove(only);
-        self.spans.remove(span);
-        self.drop_tag(only);
-        self.drop_tag(span);
-        self.total_size -= size;
-        Ok(size)
-    }
-
-    /// The free segment that is all of the span.
-    fn whole(&self, span: TagRef) -> Option<TagRef> {
-        span.next.get().filter(|only| only.is_free() && only.size == span.size)
-    }
-
-    /// The span around `addr`, if it is free as a whole: what may be released after a free. Logarithmic in the
-    /// number of spans.
-    #[must_use]
-    pub fn free_span_at(&self, addr: usize) -> Option<Segment> {
-        let span = self.spans.at_or_below(addr).filter(|span| span.contains(addr))?;
-        self.whole(span).map(|_| span.segment())
-    }
-
-    /// The span around `addr`.
-    #[must_use]
-    pub fn span_at(&self, addr: usize) -> Option<Segment> {
-        Some(self.spans.at_or_below(addr).filter(|span| span.contains(addr))?.segment())
-    }
-
     // ---- allocation ----
 
     /// Allocates `size`, rounded up to the quantum; returns the first address. Takes at most 1 tag.
@@ -426,79 +286,6 @@ impl RawArena {
             self.cursor = Some((given, given.last()));
         }
         Ok(addr)
-    }
-
-    /// The free segments that are big enough for a size, and some that aren't: list by list, small ones first.
-    fn candidate_lists(&self, size: usize) -> impl Iterator<Item = usize> {
-        let mut class = self.lists.class_of(size);
-        core::iter::from_fn(move || {
-            let found = self.lists.first_from(class)?;
-            class = found + 1;
-            Some(found)
-        })
-    }
-
-    fn find_instant(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        let sure = shape.sure_size().and_then(|size| self.lists.instant(size));
-        if let Some(tag) = sure {
-            let addr = shape.place(tag.base.get(), tag.last());
-            debug_assert!(addr.is_some(), "sure_size was not");
-            if let Some(addr) = addr {
-                return Some((tag, addr));
-            }
-        }
-        self.candidate_lists(shape.size)
-            .flat_map(|class| self.lists.list(class))
-            .find_map(|tag| Some((tag, shape.place(tag.base.get(), tag.last())?)))
-    }
-
-    fn find_best(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        self.candidate_lists(shape.size).find_map(|class| {
-            let mut best: Option<(TagRef, usize)> = None;
-            for tag in self.lists.list(class) {
-                if best.is_some_and(|(best, _)| best.size.get() <= tag.size.get()) {
-                    continue;
-                }
-                if let Some(addr) = shape.place(tag.base.get(), tag.last()) {
-                    best = Some((tag, addr));
-                    // No smaller one can come.
-                    if tag.size.get() == shape.size || FreeLists::is_exact(class) {
-                        break;
-                    }
-                }
-            }
-            best
-        })
-    }
-
-    fn find_first(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        self.candidate_lists(shape.size)
-            .flat_map(|class| self.lists.list(class))
-            .filter_map(|tag| Some((tag, shape.place(tag.base.get(), tag.last())?)))
-            .min_by_key(|&(_, addr)| addr)
-    }
-
-    fn find_next(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        // Not to walk a full arena in vain.
-        self.lists.first_from(self.lists.class_of(shape.size))?;
-        let whole = |tag: TagRef| {
-            let addr = if tag.is_free() { shape.place(tag.base.get(), tag.last()) } else { None };
-            addr.map(|addr| (tag, addr))
-        };
-        let Some((start, cursor)) = self.cursor else {
-            return self.from(self.first).find_map(whole);
-        };
-        if start.is_free()
-            && cursor < start.last()
-            && let Some(addr) = shape.place(cursor + 1, start.last())
-        {
-            return Some((start, addr));
-        }
-        // Round the end up to the starting segment, which comes once more for what lies before the cursor.
-        self.after(start)
-            .chain(self.from(self.first).take_while(|&tag| tag != start))
-            .find_map(whole)
-            .or_else(|| whole(start))
     }
 
     /// Allocates `addr..addr + size` out of a free segment that contains it; returns the tag of the new segment.
@@ -652,111 +439,6 @@ impl RawArena {
         }
         self.alloc_size -= less;
         Ok(())
-    }
-
-    // ---- questions ----
-
-    /// Exact sums. [`Size::MaxFree`] walks the list of the largest free segments, the others take constant time.
-    #[doc(alias = "vmem_size")]
-    #[must_use]
-    pub fn size(&self, what: Size) -> usize {
-        match what {
-            Size::Alloc => self.alloc_size,
-            Size::Free => self.total_size - self.alloc_size,
-            Size::MaxFree => self.max_free(),
-            Size::Total => self.total_size,
-        }
-    }
-
-    /// The size of the largest free segment, 0 without one.
-    #[must_use]
-    pub fn max_free(&self) -> usize {
-        let class = self.lists.last();
-        class.and_then(|class| self.lists.list(class).map(|tag| tag.size.get()).max()).unwrap_or(0)
-    }
-
-    /// What `size` is rounded up to; `None` if that is no number.
-    #[doc(alias = "vmem_roundup_size")]
-    #[must_use]
-    pub const fn roundup_size(&self, size: usize) -> Option<usize> {
-        match size.checked_add(self.quantum - 1) {
-            Some(sum) => Some(sum & !(self.quantum - 1)),
-            None => None,
-        }
-    }
-
-    /// Numbers of things and of calls.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        Counts {
-            spans: self.spans.count(),
-            allocated: self.hash.count(),
-            free: self.lists.count(),
-            tags_free: self.spare_count,
-            tags: self.tag_count,
-            buckets: self.hash.buckets().len(),
-            allocs: self.allocs,
-            frees: self.frees,
-            fails: self.fails,
-        }
-    }
-
-    /// The size of the allocated segment that begins at `addr`. As fast as a free.
-    #[must_use]
-    pub fn allocated_size(&self, addr: usize) -> Option<usize> {
-        Some(self.hash.find(addr)?.size.get())
-    }
-
-    /// The segment that holds `addr`; `None` if no span does. Walks the segments of the span, unless one that is allocated
-    /// begins there.
-    #[doc(alias = "vmem_whatis")]
-    #[must_use]
-    pub fn whatis(&self, addr: usize) -> Option<Segment> {
-        if let Some(tag) = self.hash.find(addr) {
-            return Some(tag.segment());
-        }
-        let span = self.spans.at_or_below(addr).filter(|span| span.contains(addr))?;
-        Some(self.after(span).find(|tag| tag.contains(addr))?.segment())
-    }
-
-    /// All spans and segments in address order, each span before its segments.
-    pub fn segments(&self) -> impl Iterator<Item = Segment> {
-        self.from(self.first).map(|tag| tag.segment())
-    }
-
-    /// Calls `f` with every span and segment in address order, each span before its segments.
-    #[doc(alias = "vmem_walk")]
-    pub fn walk(&self, f: impl FnMut(Segment)) {
-        self.segments().for_each(f);
-    }
-
-    /// Calls `f` with every free segment: by size class, the smallest first, in no particular order within one.
-    pub fn walk_free(&self, mut f: impl FnMut(Segment)) {
-        for class in self.candidate_lists(self.quantum) {
-            self.lists.list(class).for_each(|tag| f(tag.segment()));
-        }
-    }
-
-    /// Forgets all spans and segments, allocated or not, and gets their tags free; the first of the allocated ones
-    /// is returned, so that a leak can be reported. For the end of an arena, with [`RawArena::take_tag`] and
-    /// [`RawArena::retire_hash`] after it.
-    #[doc(alias = "vmem_destroy")]
-    #[doc(alias = "vmem_fini")]
-    pub fn clear(&mut self) -> Option<Segment> {
-        let leak = self.segments().find(|segment| segment.kind == SegmentKind::Allocated);
-        self.hash.clear();
-        self.lists = FreeLists::new(self.quantum);
-        self.spans = Spans::new();
-        let mut next = self.first.take();
-        self.last = None;
-        while let Some(tag) = next {
-            next = tag.next.get();
-            self.put_spare(tag);
-        }
-        self.cursor = None;
-        self.alloc_size = 0;
-        self.total_size = 0;
-        leak
     }
 
     // ---- the segment list and the pool ----
