@@ -1,4 +1,5 @@
-//! `cargo xtask bench --vmem`: time of an allocation and a free in an arena, over the number of segments, as a table and a plot.
+//! `cargo xtask bench --vmem`: time of an allocation and a free in an arena, over the number of segments, as a table
+//! and a plot.
 
 use crate::{machine, shell};
 use anyhow::{Context as _, Result, bail};
@@ -92,8 +93,9 @@ fn csv(points: &[Point]) -> String {
 fn page(points: &[Point], machine: &str) -> String {
     let mut out = String::from(
         "# Time of an allocation and a free in an arena\n\n\
-         Made by `cargo xtask bench --vmem` from `crates/vmem/benches/arena.rs`, which says what is measured: medians of both\n\
-         calls together, in nanoseconds, and the span of the median's 95 % confidence interval in [vmem.csv](vmem.csv).\n\n\
+         Made by `cargo xtask bench --vmem` from `crates/vmem/benches/arena.rs`, which says what is measured: medians\n\
+         of both calls together, in nanoseconds; the bounds of the median's 95 % confidence interval are in\n\
+         [vmem.csv](vmem.csv).\n\n\
          ![Nanoseconds over segments](vmem.svg)\n\n",
     );
     out += machine;

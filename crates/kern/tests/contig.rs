@@ -1,6 +1,8 @@
-//! Contiguous memory on a machine of a few hundred frames: what is chosen, what is disturbed for it, and that nothing is lost.
+//! Contiguous memory on a machine of a few hundred frames: what is chosen, what is disturbed for it, and that nothing
+//! is lost.
 //!
-//! Pictures draw a frame as `.` free, `c` cached, `d` dirty, `m` movable, `#` fixed, `_` none there, and `H` what a block has.
+//! Pictures draw a frame as `.` free, `c` cached, `d` dirty, `m` movable, `#` fixed, `_` none there, and `H` what a
+//! block has.
 
 extern crate kernmalloc_kern as kern;
 
@@ -489,8 +491,8 @@ impl Random {
     }
 }
 
-/// Random machines and requests against a try of every place: a request is met if and only if a run exists that the flags allow
-/// to be had, and in the first pass that has one.
+/// Random machines and requests against a try of every place: a request is met if and only if a run exists that the
+/// flags allow to be had, and in the first pass that has one.
 #[test]
 fn contig_and_a_try_of_every_place_agree() {
     let machines = if cfg!(debug_assertions) { 300 } else { 3000 };

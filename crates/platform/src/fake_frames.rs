@@ -77,8 +77,8 @@ unsafe impl Send for FakeFrames {}
 unsafe impl Sync for FakeFrames {}
 
 impl FakeFrames {
-    /// Memory from frame `first` on, a character per frame: `.` free, `c` cached, `d` dirty, `m` movable, `#` fixed, `_` none
-    /// there. `space` pages of address space.
+    /// Memory from frame `first` on, a character per frame: `.` free, `c` cached, `d` dirty, `m` movable, `#` fixed,
+    /// `_` none there. `space` pages of address space.
     ///
     /// # Panics
     /// At any other character.
@@ -320,8 +320,8 @@ impl Drop for FakeFrames {
     }
 }
 
-// SAFETY: 1. a frame becomes withheld under the lock, and only from another state. 2. it is memory of the process, as long as the
-// machine. 3. one per frame.
+// SAFETY: 1. a frame becomes withheld under the lock, and only from another state. 2. it is memory of the process, as
+// long as the machine. 3. one per frame.
 unsafe impl Frames for FakeFrames {
     fn segment(&self, index: usize) -> Option<FrameRun> {
         self.segments.get(index).copied()

@@ -1,4 +1,5 @@
-//! Physical page frames, for ports that have them: what contiguous allocation asks of the owner of the machine's memory.
+//! Physical page frames, for ports that have them: what contiguous allocation asks of the owner of the machine's
+//! memory.
 //!
 //! A process has none, and needs nothing of this.
 
@@ -59,8 +60,8 @@ pub enum FrameUse {
 ///
 /// A frame that [`take`](Self::take), [`evict`](Self::evict), [`launder`](Self::launder) or
 /// [`relocate`](Self::relocate) answered with true is *withheld*: out of everybody's reach until
-/// [`release`](Self::release). So a run is gathered frame by frame, and what was freed for it first is still there when the
-/// last frame is.
+/// [`release`](Self::release). So a run is gathered frame by frame, and what was freed for it first is still there
+/// when the last frame is.
 ///
 /// Functions may be called from any thread, with no lock held. Those that may sleep say so. A frame is not changed by a
 /// call that answers false.
@@ -94,22 +95,22 @@ pub unsafe trait Frames: Sync {
     /// Fills a withheld frame with zeros.
     fn zero(&self, pfn: Pfn);
 
-    /// A word that belongs to whoever withholds the frame. Zero when the frame is withheld, and to be zero again when it is
-    /// released.
+    /// A word that belongs to whoever withholds the frame. Zero when the frame is withheld, and to be zero again when
+    /// it is released.
     fn word(&self, pfn: Pfn) -> &AtomicU64;
 
     /// Waits until some memory was freed, or for a while. *May sleep.* A port that cannot returns at once.
     fn wait_for_free(&self) {}
 
-    /// Address space for so many pages: asked for before memory is, since other memory may have to go for it. A port that sees all
-    /// of its memory at constant addresses has nothing to reserve, and answers 0.
+    /// Address space for so many pages: asked for before memory is, since other memory may have to go for it. A port
+    /// that sees all of its memory at constant addresses has nothing to reserve, and answers 0.
     fn reserve(&self, npages: usize) -> Option<usize>;
 
     /// Gives back what [`reserve`](Self::reserve) returned.
     fn unreserve(&self, reserved: usize, npages: usize);
 
-    /// Makes withheld frames visible, in the address space reserved; returns their address. `None`, with the reservation as it
-    /// was, when there is no memory for page tables.
+    /// Makes withheld frames visible, in the address space reserved; returns their address. `None`, with the
+    /// reservation as it was, when there is no memory for page tables.
     fn map(&self, reserved: usize, run: FrameRun) -> Option<usize>;
 
     /// Undoes [`map`](Self::map) and [`reserve`](Self::reserve); the frames stay withheld.

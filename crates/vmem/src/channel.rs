@@ -19,8 +19,8 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Tells the sleepers that there may be space now. Arenas do; a [`Source`](crate::Source) that is no arena should when
-    /// it has more.
+    /// Tells the sleepers that there may be space now. Arenas do; a [`Source`](crate::Source) that is no arena should
+    /// when it has more.
     pub fn wake<S: System>(&self) {
         // The order that loses no wake-up: a sleeper counts itself before it looks for space the last time, and both
         // that look and the free happen under the arena's lock. So either the look sees what was freed, or we

@@ -1,5 +1,5 @@
-//! Random operations on arenas with everything on: a parent, imports, a limit, a quantum cache, and a reclaim function, against a
-//! list of what is handed out.
+//! Random operations on arenas with everything on: a parent, imports, a limit, a quantum cache, and a reclaim
+//! function, against a list of what is handed out.
 //!
 //! A hundred thousand operations in debug, a million in release.
 

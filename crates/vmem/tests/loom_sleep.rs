@@ -1,9 +1,9 @@
 //! No wake-up is lost: the sleeping protocol of `src/channel.rs`, that very file, under loom.
 //!
-//! What is modelled around it is how [`Arena`](kernmalloc_vmem::Arena) uses it: an arena is a number of free things under a lock, a
-//! quantum cache another. A thread that would sleep ends, with its sleeper still counted; when all threads have ended, it sleeps for
-//! ever if the word is what it was when it was compared. (A thread that really slept for ever would be a deadlock, which loom can't
-//! unwind.)
+//! What is modelled around it is how [`Arena`](kernmalloc_vmem::Arena) uses it: an arena is a number of free things
+//! under a lock, a quantum cache another. A thread that would sleep ends, with its sleeper still counted; when all
+//! threads have ended, it sleeps for ever if the word is what it was when it was compared. (A thread that really
+//! slept for ever would be a deadlock, which loom can't unwind.)
 //!
 //! Preemption bound 3 (2 with three threads). Each step left out must be noticed.
 #![cfg(loom)]

@@ -1,9 +1,9 @@
 //! Physically contiguous memory: contigmalloc(9).
 //!
-//! A device that reads memory by itself, without an IOMMU, wants its buffer in one piece, below the addresses that it can form, and
-//! not across the boundaries that its counter does not carry over. The page allocator gives no such promise: what is next
-//! to each other for the processor lies anywhere. So these requests go to the owner of the page frames ([`Frames`]), with
-//! the type's statistics as the only thing they share with the rest of the allocator.
+//! A device that reads memory by itself, without an IOMMU, wants its buffer in one piece, below the addresses that it
+//! can form, and not across the boundaries that its counter does not carry over. The page allocator gives no such
+//! promise: what is next to each other for the processor lies anywhere. So these requests go to the owner of the page
+//! frames ([`Frames`]), with the type's statistics as the only thing they share with the rest of the allocator.
 //!
 //! # How a request falls through
 //!
@@ -16,9 +16,9 @@
 //!    * *relocate*: frames too whose contents must move elsewhere.
 //!
 //!    Only frames of the run that was chosen are disturbed (FreeBSD once laundered all of memory in hope). What is
-//!    freed for the run is *withheld* at once: somebody else would have it before the last frame of the run is free. First the
-//!    frames that cost nothing, then those that take time. If one can't be had, all that was withheld is free again, and the pass
-//!    looks for another run without that frame.
+//!    freed for the run is *withheld* at once: somebody else would have it before the last frame of the run is free.
+//!    First the frames that cost nothing, then those that take time. If one can't be had, all that was withheld is
+//!    free again, and the pass looks for another run without that frame.
 //! 3. A request that may sleep waits for memory and begins again at 2, [`TRIES`] times in all.
 //! 4. The run is mapped; or all of it, and the address space, goes back.
 //!
@@ -26,9 +26,10 @@
 //!
 //! # Who owns what
 //!
-//! A frame's word ([`Frames::word`]) says which block it is of: there is no other record, so nothing has to be allocated for one.
-//! While a run is being gathered the words name the request: two of them may want the same frames. There is no lock: each frame is
-//! withheld atomically, by the frames' owner, and a block is freed by whoever exchanges the word of its first frame.
+//! A frame's word ([`Frames::word`]) says which block it is of: there is no other record, so nothing has to be
+//! allocated for one. While a run is being gathered the words name the request: two of them may want the same frames.
+//! There is no lock: each frame is withheld atomically, by the frames' owner, and a block is freed by whoever
+//! exchanges the word of its first frame.
 //!
 //! # What may sleep
 //!
@@ -38,7 +39,6 @@ mod search;
 mod word;
 
 use core::fmt;
-use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -155,21 +155,22 @@ pub struct Contig<'a, P: Platform, F: Frames> {
     counters: Counters,
     /// Names requests while they gather frames.
     requests: AtomicU64,
-    platform: PhantomData<P>,
 }
 
 impl<'a, P: Platform, F: Frames> Contig<'a, P, F> {
     const PAGE: u64 = 1 << P::PAGE_SHIFT;
 
-    /// Contiguous memory of these frames, counted in the types of that allocator. One per owner of frames: the words are its own.
+    /// Contiguous memory of these frames, counted in the types of that allocator. One per owner of frames: the words
+    /// are its own.
     #[must_use]
     pub const fn new(system: &'a System<P>, frames: &'a F) -> Self {
-        Contig { system, frames, counters: Counters::new(), requests: AtomicU64::new(0), platform: PhantomData }
+        Contig { system, frames, counters: Counters::new(), requests: AtomicU64::new(0) }
     }
 
-    /// Allocates and maps a block. Its size is rounded up to whole pages, its address is page aligned. It is counted under the type, as
-    /// rounded, and goes back by [`Contig::free`] or, once [attached](System::attach_outside), by free(9). May sleep if
-    /// the request says so; never retries for ever: unlike malloc(9) a request that may sleep can fail.
+    /// Allocates and maps a block. Its size is rounded up to whole pages, its address is page aligned. It is counted
+    /// under the type, as rounded, and goes back by [`Contig::free`] or, once [attached](System::attach_outside), by
+    /// free(9). May sleep if the request says so; never retries for ever: unlike malloc(9) a request that may sleep
+    /// can fail.
     ///
     /// # Errors
     /// [`ContigError::Invalid`], [`ContigError::NoMemory`], [`ContigError::NoAddressSpace`],
@@ -193,8 +194,9 @@ impl<'a, P: Platform, F: Frames> Contig<'a, P, F> {
         Ok(addr)
     }
 
-    /// Allocates frames that are not mapped: for a device's memory that the processor never looks at, or that the caller
-    /// maps by himself. The owner's `alloc_contig`. As [`Contig::alloc`] otherwise, and for [`Contig::free_frames`].
+    /// Allocates frames that are not mapped: for a device's memory that the processor never looks at, or that the
+    /// caller maps by himself. The owner's `alloc_contig`. As [`Contig::alloc`] otherwise, and for
+    /// [`Contig::free_frames`].
     ///
     /// # Errors
     /// As [`Contig::alloc`], but for the address space.
@@ -211,8 +213,8 @@ impl<'a, P: Platform, F: Frames> Contig<'a, P, F> {
         }
     }
 
-    /// Frees what [`Contig::alloc`] returned, with the size that was asked for (or that rounded up). Never sleeps. The bytes are
-    /// credited to the type that allocated the block.
+    /// Frees what [`Contig::alloc`] returned, with the size that was asked for (or that rounded up). Never sleeps.
+    /// The bytes are credited to the type that allocated the block.
     ///
     /// # Errors
     /// [`ContigError::NotAllocated`], [`ContigError::WrongSize`]; nothing has changed.
@@ -227,8 +229,8 @@ impl<'a, P: Platform, F: Frames> Contig<'a, P, F> {
     /// Frees what [`Contig::alloc_frames`] returned. Never sleeps.
     ///
     /// # Errors
-    /// [`ContigError::NotAllocated`] for what is no such block (or a mapped one), [`ContigError::WrongSize`]; nothing has
-    /// changed.
+    /// [`ContigError::NotAllocated`] for what is no such block (or a mapped one), [`ContigError::WrongSize`]; nothing
+    /// has changed.
     #[doc(alias = "release_contig")]
     pub fn free_frames(&self, run: FrameRun) -> Result<(), ContigError> {
         let addr = run.first.0 << P::PAGE_SHIFT;

@@ -30,7 +30,8 @@ pub struct ContigRequest {
     pub boundary: u64,
     /// The block is filled with zeros (`M_ZERO`). Its rounded size.
     pub zero: bool,
-    /// The request may sleep (`M_WAITOK`), for laundering, moving, and memory that others free. It may fail all the same.
+    /// The request may sleep (`M_WAITOK`), for laundering, moving, and memory that others free. It may fail all the
+    /// same.
     pub wait: bool,
     /// Frames in use may be reclaimed; false is `M_NORECLAIM`.
     pub reclaim: bool,
@@ -152,8 +153,8 @@ impl Pass {
         }
     }
 
-    /// What it costs to have a frame in this way, by the time that somebody waits: to read again what was dropped, perhaps;
-    /// to copy a page and change page tables on all processors; to write to disk.
+    /// What it costs to have a frame in this way, by the time that somebody waits: to read again what was dropped,
+    /// perhaps; to copy a page and change page tables on all processors; to write to disk.
     const fn cost(self) -> u64 {
         match self {
             Pass::Free => 0,
@@ -191,8 +192,8 @@ impl Refused {
     }
 }
 
-/// The cheapest run for a pass; of equals the highest, for low memory is what other devices will ask for. Time linear in the
-/// frames between the bounds: each is looked at twice at most.
+/// The cheapest run for a pass; of equals the highest, for low memory is what other devices will ask for. Time linear
+/// in the frames between the bounds: each is looked at twice at most.
 pub(super) fn best_run<F: Frames>(frames: &F, shape: &Shape, pass: Pass, refused: &Refused) -> Option<FrameRun> {
     let weigh = |pfn: u64| {
         let pfn = Pfn(pfn);
@@ -217,8 +218,9 @@ pub(super) fn best_run<F: Frames>(frames: &F, shape: &Shape, pass: Pass, refused
 
 /// The cheapest run in `base..end` that costs less than `most`, with its cost; of equals the highest.
 ///
-/// A window slides down over the frames. What leaves it is weighed again and may have changed meanwhile: then the sum is a
-/// little wrong, and a run is chosen that is not quite the cheapest. Nobody is harmed, and nothing has to be remembered.
+/// A window slides down over the frames. What leaves it is weighed again and may have changed meanwhile: then the sum
+/// is a little wrong, and a run is chosen that is not quite the cheapest. Nobody is harmed, and nothing has to be
+/// remembered.
 fn best_in(
     base: u64,
     end: u64,

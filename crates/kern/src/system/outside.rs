@@ -8,8 +8,8 @@ use crate::stats::{Stats, TypeId};
 
 /// The owner of blocks outside the heap.
 pub trait OutsideBlocks: Sync {
-    /// Frees the block that starts at the address, and counts it. False, with nothing changed, if none of its own does. Never
-    /// sleeps.
+    /// Frees the block that starts at the address, and counts it. False, with nothing changed, if none of its own
+    /// does. Never sleeps.
     ///
     /// # Safety
     /// 1. If there is such a block, nobody uses it any more.
@@ -34,8 +34,8 @@ impl Outside {
 }
 
 impl<P: Platform> System<P> {
-    /// Makes [`free`](Self::free) and [`usable_bytes`](Self::usable_bytes) know blocks outside the heap. The last one attached
-    /// counts. (A reference to a reference: what is stored is one word.)
+    /// Makes [`free`](Self::free) and [`usable_bytes`](Self::usable_bytes) know blocks outside the heap. The last one
+    /// attached counts. (A reference to a reference: what is stored is one word.)
     pub fn attach_outside(&self, blocks: &'static &'static dyn OutsideBlocks) {
         self.outside.0.store(core::ptr::from_ref(blocks).cast_mut(), Ordering::Release);
     }

@@ -14,8 +14,8 @@ use platform::Lock;
 /// The most multiples of the quantum that caches may serve, as in illumos (`VMEM_NQCACHE_MAX`).
 pub const QCACHE_MAX: usize = 16;
 
-/// The size of the slabs that a quantum cache should import: the power of two above three of its largest ranges, so that at
-/// most a quarter of a slab is lost at its end (Bonwick and Adams, 2001).
+/// The size of the slabs that a quantum cache should import: the power of two above three of its largest ranges, so
+/// that at most a quarter of a slab is lost at its end (Bonwick and Adams, 2001).
 #[must_use]
 pub const fn qcache_slab_size(qcache_max: usize) -> usize {
     (3 * qcache_max + 1).next_power_of_two()
@@ -80,8 +80,8 @@ impl Inner<'_> {
 /// # Recursion
 ///
 /// Import goes up the chain of parents. A tag source may allocate from an arena, at worst from the one that asks,
-/// with [`Wait::Reserve`]: that never calls a tag source, so it ends there. How many tags the reserve of such an arena needs is
-/// said at [`Arena::with_reserve`].
+/// with [`Wait::Reserve`]: that never calls a tag source, so it ends there. How many tags the reserve of such an
+/// arena needs is said at [`Arena::with_reserve`].
 ///
 /// Dropping an arena is [`Arena::destroy`] with nobody to read the answer.
 pub struct Arena<'a, S: System> {
@@ -163,8 +163,8 @@ impl<'a, S: System> Arena<'a, S> {
     ///
     /// What is needed, if the tag source draws from this arena: each of its allocations takes
     /// [`RawArena::TAGS_PER_OP`] tags, and twice that if it imports (the span and its free segment come on top). So 4
-    /// times the number of callers that may be in the tag source at once, and 4 if it lets in one at a time. (FreeBSD: 4 per
-    /// operation; illumos: 12 and 4 per thread that may populate.)
+    /// times the number of callers that may be in the tag source at once, and 4 if it lets in one at a time.
+    /// (FreeBSD: 4 per operation; illumos: 12 and 4 per thread that may populate.)
     ///
     /// The source fills the reserve up again: of what it allocated here for another arena it first
     /// [donates](Arena::donate_tags) to this one what that took.

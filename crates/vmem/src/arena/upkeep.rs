@@ -54,8 +54,8 @@ impl<'a, S: System> Arena<'a, S> {
         self.inner.lock().raw.tags_free()
     }
 
-    /// Gives the hash table the size it should have; worth a call every few seconds (the BSDs: ten). Growing happens by itself
-    /// as well, when an allocation finds the table too small; shrinking happens only here.
+    /// Gives the hash table the size it should have; worth a call every few seconds (the BSDs: ten). Growing happens
+    /// by itself as well, when an allocation finds the table too small; shrinking happens only here.
     #[doc(alias = "vmem_update")]
     pub fn update(&self) {
         let mut inner = self.inner.lock();

@@ -57,8 +57,8 @@ impl RawArena {
         Some(self.hash.find(addr)?.size.get())
     }
 
-    /// The segment that holds `addr`; `None` if no span does. Walks the segments of the span, unless one that is allocated
-    /// begins there.
+    /// The segment that holds `addr`; `None` if no span does. Walks the segments of the span, unless one that is
+    /// allocated begins there.
     #[doc(alias = "vmem_whatis")]
     #[must_use]
     pub fn whatis(&self, addr: usize) -> Option<Segment> {

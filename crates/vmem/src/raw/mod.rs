@@ -53,11 +53,12 @@ pub struct Counts {
     pub fails: u64,
 }
 
-/// An arena of integers without a lock: its owner serialises the calls. See the [crate's text](crate) for the structure.
+/// An arena of integers without a lock: its owner serialises the calls. See the [crate's text](crate) for the
+/// structure.
 ///
 /// Every operation either happens or returns an [`Error`] and leaves the arena as it was. None sleeps or allocates.
-/// What the owner must bring is memory for boundary tags ([`RawArena::donate_tags`]) and, for large arenas, for the hash
-/// table ([`RawArena::hash_wanted`]).
+/// What the owner must bring is memory for boundary tags ([`RawArena::donate_tags`]) and, for large arenas, for the
+/// hash table ([`RawArena::hash_wanted`]).
 ///
 /// Dropping an arena forgets its donated memory. An arena may be moved; tags do not point to it.
 ///
@@ -105,14 +106,15 @@ pub struct RawArena {
     tag_count: usize,
 }
 
-// SAFETY: the tags and the table are reached only through the arena, so they go with it to another thread; the donor has
-// promised that nobody else touches them.
+// SAFETY: the tags and the table are reached only through the arena, so they go with it to another thread; the donor
+// has promised that nobody else touches them.
 unsafe impl Send for RawArena {}
 
 impl RawArena {
     /// The most tags that one operation takes from the pool.
     ///
-    /// * An allocation from the middle of a free segment makes three segments of one: 2 more tags. From an end: 1. Whole: 0.
+    /// * An allocation from the middle of a free segment makes three segments of one: 2 more tags. From an end: 1.
+    ///   Whole: 0.
     /// * Adding a span makes its own tag and one free segment: 2. Extending a span: at most 1.
     /// * Shrinking makes a free segment of the tail: at most 1.
     /// * Freeing and growing only merge: 0.
@@ -324,8 +326,8 @@ impl RawArena {
         Ok(given)
     }
 
-    /// Frees what [`RawArena::alloc`] or [`RawArena::xalloc`] returned, with the size that was asked for (or that rounded
-    /// up). It merges with free neighbours at once. Takes no tag.
+    /// Frees what [`RawArena::alloc`] or [`RawArena::xalloc`] returned, with the size that was asked for (or that
+    /// rounded up). It merges with free neighbours at once. Takes no tag.
     ///
     /// # Errors
     /// [`Error::NotAllocated`], [`Error::WrongSize`]; [`Error::Invalid`] for size 0.

@@ -42,7 +42,8 @@ impl RawArena {
         Ok(())
     }
 
-    /// Writes the arena down for a person: [`RawArena::print_summary`], then every span with its segments. `show vmemdump`.
+    /// Writes the arena down for a person: [`RawArena::print_summary`], then every span with its segments. `show
+    /// vmemdump`.
     ///
     /// # Errors
     /// The writer's.

@@ -6,8 +6,8 @@ use crate::error::Error;
 use crate::tag::{Kind, Segment, TagRef};
 
 impl RawArena {
-    /// Adds a span. Spans do not overlap; neighbouring spans stay apart, so that no segment reaches from one to the other.
-    /// `base` and `size` are multiples of the quantum. Takes 2 tags. Logarithmic in the number of spans.
+    /// Adds a span. Spans do not overlap; neighbouring spans stay apart, so that no segment reaches from one to the
+    /// other. `base` and `size` are multiples of the quantum. Takes 2 tags. Logarithmic in the number of spans.
     ///
     /// # Errors
     /// [`Error::Overlap`], [`Error::NoTags`], [`Error::Invalid`] (a range that wraps, is empty or not in quanta; a sum
@@ -41,8 +41,8 @@ impl RawArena {
         Ok(())
     }
 
-    /// Makes the span that ends right before `base` longer by `size`. The new range is free and merges with what is free
-    /// at the span's end: for an arena whose range grows upward. Takes at most 1 tag.
+    /// Makes the span that ends right before `base` longer by `size`. The new range is free and merges with what is
+    /// free at the span's end: for an arena whose range grows upward. Takes at most 1 tag.
     ///
     /// # Errors
     /// [`Error::NoSpan`] if no span ends there, or an imported one, which goes back as it came; otherwise as
