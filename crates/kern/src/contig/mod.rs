@@ -9,7 +9,7 @@
 //!
 //! 1. Address space is reserved. It is the one thing whose want no reclaiming cures; asked for last it would be found
 //!    missing after the machine was turned upside down (and once, in FreeBSD, with the pages leaked).
-//! 2. The passes ([`Pass`]): each looks over the frames in the range, once, for the cheapest run that it can have:
+//! 2. The passes: each looks over the frames in the range, once, for the cheapest run that it can have:
 //!    * *free*: nothing but free frames;
 //!    * *cached*: frames too whose contents are on disk, and can be dropped at once;
 //!    * *launder*: frames too that must be written first;

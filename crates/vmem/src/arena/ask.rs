@@ -9,7 +9,7 @@ use crate::tag::Segment;
 use core::fmt;
 
 impl<S: System> Arena<'_, S> {
-    /// Exact sums, see [`RawArena::size`]; what the caches keep counts as allocated.
+    /// Exact sums, see [`RawArena::size`](crate::RawArena::size); what the caches keep counts as allocated.
     #[doc(alias = "vmem_size")]
     #[must_use]
     pub fn size(&self, what: Size) -> usize {
@@ -26,7 +26,7 @@ impl<S: System> Arena<'_, S> {
         }
     }
 
-    /// The segment that holds `addr`, see [`RawArena::whatis`].
+    /// The segment that holds `addr`, see [`RawArena::whatis`](crate::RawArena::whatis).
     #[doc(alias = "vmem_whatis")]
     #[must_use]
     pub fn whatis(&self, addr: usize) -> Option<Segment> {

@@ -41,8 +41,8 @@ impl<'a, S: System> Arena<'a, S> {
     /// Tags for the arena that it did not ask for: from a tag source that has just used some of its reserve.
     ///
     /// # Safety
-    /// 1. As [`RawArena::donate_tags`].
-    /// 2. The tags may be [put](TagSource::put) to the arena's tag source at its end.
+    /// 1. As [`RawArena::donate_tags`](crate::RawArena::donate_tags).
+    /// 2. The tags may be [put](crate::TagSource::put) to the arena's tag source at its end.
     pub unsafe fn donate_tags(&self, mem: NonNull<Tag>, count: usize) {
         // SAFETY: (1).
         unsafe { self.inner.lock().raw.donate_tags(mem, count) };
