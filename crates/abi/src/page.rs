@@ -142,8 +142,11 @@ mod tests {
     #[test]
     fn words_give_back_what_they_were_made_of() {
         for class in 0..36 {
-            let word = slab(0x7fff_ffff_ffc0, class);
-            assert_eq!((kind(word), super::class(word), tags(word)), (SLAB, class, 0x7fff_ffff_ffc0));
+            // A kernel's addresses have all upper bits set.
+            for addr in [0x7fff_ffff_ffc0, 0xffff_d000_0000_1240] {
+                let word = slab(addr, class);
+                assert_eq!((kind(word), super::class(word), tags(word)), (SLAB, class, addr));
+            }
         }
         let word = run(LARGE, (1 << 30) + 5, 0x8abc);
         assert_eq!((kind(word), run_pages(word), run_tag(word)), (LARGE, (1 << 30) + 5, 0x8abc));

@@ -130,16 +130,25 @@ impl<P: Platform> Pages<P> {
                 self.take(bytes, align)?
             }
         };
-        let mut dirty = 0;
-        for word in self.words(addr, bytes) {
-            dirty += u64::from(page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY);
-        }
+        let dirty = self.dirty_pages(addr, bytes);
         let pages = (bytes >> P::PAGE_SHIFT) as u64;
+        // SAFETY: 1. just taken from the arena.
+        if dirty != pages && !unsafe { P::populate(addr, bytes) } {
+            let freed = self.arena.free(addr, bytes);
+            debug_assert!(freed.is_ok(), "{freed:?}");
+            return None;
+        }
         self.counts.free_dirty -= dirty;
         self.counts.free_clean -= pages - dirty;
         self.count_clean(pages - dirty);
         self.counts.out += pages;
         Some(Run { addr, dirty: dirty != 0 })
+    }
+
+    /// How many pages of a free run may still be backed.
+    fn dirty_pages(&self, addr: usize, bytes: usize) -> u64 {
+        let is_dirty = |word: &&AtomicU64| page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY;
+        self.words(addr, bytes).iter().filter(is_dirty).count() as u64
     }
 
     fn take(&mut self, bytes: usize, align: usize) -> Option<usize> {
@@ -235,12 +244,17 @@ impl<P: Platform> Pages<P> {
                 return false;
             }
         }
-        let mut dirty = 0;
+        let dirty = self.dirty_pages(addr + old, new - old);
+        let pages = ((new - old) >> P::PAGE_SHIFT) as u64;
+        // SAFETY: 1. just taken from the arena.
+        if dirty != pages && !unsafe { P::populate(addr + old, new - old) } {
+            let shrunk = self.arena.shrink_in_place(addr, new, old);
+            debug_assert!(shrunk.is_ok(), "{shrunk:?}");
+            return false;
+        }
         for word in self.words(addr + old, new - old) {
-            dirty += u64::from(page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY);
             word.store(page::LARGE_TAIL, Ordering::Relaxed);
         }
-        let pages = ((new - old) >> P::PAGE_SHIFT) as u64;
         self.counts.free_dirty -= dirty;
         self.counts.free_clean -= pages - dirty;
         self.count_clean(pages - dirty);

@@ -114,10 +114,11 @@ proptest! {
     #[test]
     fn with_every_nth_call_failing(
         ops in prop::collection::vec(op(), 1..200),
-        every in prop::collection::vec(prop_oneof![Just(0u64), 2..10u64], 5),
+        every in prop::collection::vec(prop_oneof![Just(0u64), 2..10u64], 6),
     ) {
         run(config(2, 2), &ops, |world| {
-            let calls = [Call::Enter, Call::ExtendHeap, Call::ExtendMeta, Call::Discard, Call::MovePages];
+            let calls =
+                [Call::Enter, Call::ExtendHeap, Call::ExtendMeta, Call::Discard, Call::Populate, Call::MovePages];
             for (call, &n) in calls.into_iter().zip(&every) {
                 world.machine.fail_every(call, n);
             }

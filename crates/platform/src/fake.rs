@@ -91,6 +91,8 @@ pub enum Call {
     ExtendMeta,
     /// [`Platform::discard`].
     Discard,
+    /// [`Platform::populate`].
+    Populate,
     /// [`Platform::move_pages`].
     MovePages,
     /// [`Platform::out_of_memory`]; cannot fail.
@@ -102,8 +104,15 @@ pub enum Call {
 impl Call {
     const COUNT: usize = Self::Misuse as usize + 1;
     /// Those that can fail.
-    pub const FALLIBLE: [Self; 6] =
-        [Self::Enter, Self::ClaimRemote, Self::ExtendHeap, Self::ExtendMeta, Self::Discard, Self::MovePages];
+    pub const FALLIBLE: [Self; 7] = [
+        Self::Enter,
+        Self::ClaimRemote,
+        Self::ExtendHeap,
+        Self::ExtendMeta,
+        Self::Discard,
+        Self::Populate,
+        Self::MovePages,
+    ];
 }
 
 /// Counters and script of one call.
@@ -644,6 +653,12 @@ unsafe impl Platform for Fake {
         unsafe { core::ptr::write_bytes(addr as *mut u8, 0, bytes) };
         machine.supply().discarded_bytes += bytes;
         true
+    }
+
+    unsafe fn populate(addr: usize, bytes: usize) -> bool {
+        let machine = Self::machine();
+        machine.check_pages("populate", addr, bytes);
+        !machine.call(Call::Populate)
     }
 
     unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> bool {

@@ -173,6 +173,16 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// 1. The pages are the heap's and free.
     unsafe fn discard(addr: usize, bytes: usize) -> bool;
 
+    /// Sees to it that there is memory behind pages of the heap that were [discarded](Self::discard), before they are
+    /// handed out again; they read as zero. False when the system has no more: the request fails then. A port whose
+    /// pages come back by themselves when touched has nothing to do here.
+    ///
+    /// # Safety
+    /// 1. The pages are the heap's, and the caller's alone.
+    unsafe fn populate(_addr: usize, _bytes: usize) -> bool {
+        true
+    }
+
     /// Moves the memory behind `from` to `to` without copying; afterwards `from` reads as zero. False, with nothing
     /// changed, where the port cannot.
     ///

@@ -234,7 +234,7 @@ impl Model {
     fn shortage(&self) -> Shortage {
         let machine = &self.world.machine;
         Shortage {
-            refused: machine.failed(Call::ExtendHeap) + machine.failed(Call::ExtendMeta),
+            refused: [Call::ExtendHeap, Call::ExtendMeta, Call::Populate].iter().map(|&call| machine.failed(call)).sum(),
             told: machine.calls(Call::OutOfMemory),
         }
     }
