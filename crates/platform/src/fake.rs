@@ -936,6 +936,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_cannot_be_taken_stays_with_its_holder() {
+        let machine = Machine::new(Config::default());
+        let lock = crate::Lock::<FakeLock, u32>::new(7);
+        machine.run(|| {
+            let guard = lock.lock();
+            assert!(lock.try_lock().is_none() && lock.try_lock().is_none());
+            assert_eq!(*guard, 7);
+            drop(guard);
+            assert!(lock.try_lock().is_some());
+        });
+    }
+
+    #[test]
     #[should_panic(expected = "lock: taken inside the section of slot 0")]
     fn a_lock_inside_a_section_is_a_breach() {
         let (machine, _) = machine(Config::default());

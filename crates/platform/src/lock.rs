@@ -47,7 +47,13 @@ impl<L: RawLock, T> Lock<L, T> {
     /// Takes the lock if it is free.
     #[inline]
     pub fn try_lock(&self) -> Option<LockGuard<'_, L, T>> {
-        self.raw.try_lock().then_some(LockGuard { lock: self })
+        // Made only when it is held: a guard unlocks when it is dropped.
+        self.raw.try_lock().then(|| LockGuard { lock: self })
+    }
+
+    /// The value without the lock, for a debugger that has stopped everybody who could hold it.
+    pub const fn as_ptr(&self) -> *mut T {
+        self.value.get()
     }
 
     /// The lock without the value, for a caller that takes all of them (fork).
