@@ -7,6 +7,8 @@ extern crate std;
 mod bucket;
 pub mod class;
 pub mod contig;
+mod global;
+mod inspect;
 mod meta;
 mod page;
 mod slab;
@@ -15,6 +17,7 @@ mod stats;
 mod system;
 pub mod text;
 
+pub use global::Heap;
 pub use page::PageCounts;
 pub use slot::SLOT_STRIDE_BYTES;
 pub use stats::{COMPARE_BYTES, ObjectLayout, TypeId};

@@ -207,7 +207,7 @@ impl<P: Platform> System<P> {
         unsafe { &*self.stats.get() }
     }
 
-    fn slot_table(&self) -> &SlotTable {
+    pub(crate) fn slot_table(&self) -> &SlotTable {
         // SAFETY: written once, in `boot`.
         unsafe { &*self.slots.get() }
     }
@@ -410,6 +410,23 @@ impl<P: Platform> System<P> {
             zone.keg.lock().validate()?;
         }
         self.pages.lock().validate()
+    }
+
+    /// The pages, past their lock: for whoever has stopped everything else.
+    pub(crate) fn page_arena(&self) -> *const Pages<P> {
+        self.pages.as_ptr()
+    }
+
+    /// Every lock with its name, for a port that shows who waits for which.
+    pub fn locks(&self) -> impl Iterator<Item = (&'static str, &P::Lock)> {
+        let zones = self.zones.iter().flat_map(|zone| [("depot", zone.depot.raw()), ("keg", zone.keg.raw())]);
+        let rest = [
+            ("buckets", self.pool.raw()),
+            ("pages", self.pages.raw()),
+            ("records", self.meta.raw()),
+            ("types", self.types.raw()),
+        ];
+        zones.chain(rest)
     }
 
     /// Pages by use.
