@@ -30,6 +30,7 @@ const FOR_TESTS: &[Need] = &[
     need("redis-benchmark", "redis-tools"),
     need("node", "nodejs"),
     need("python3", "python3"),
+    need("qemu-system-x86_64", "qemu-system-x86"),
     need("/usr/lib/*/libglib-2.0.so.0", "libglib2.0-0"),
 ];
 
@@ -72,6 +73,16 @@ pub(crate) fn provide(benchmarks: bool) {
     }
     if let Err(why) = install(&packages) {
         println!("cannot install {}: {why:#}", packages.join(" "));
+    }
+}
+
+/// Installs what boots the test kernel, likewise.
+pub(crate) fn provide_qemu() {
+    const QEMU: Need = need("qemu-system-x86_64", "qemu-system-x86");
+    if !present(&QEMU)
+        && let Err(why) = install(&[QEMU.package.to_owned()])
+    {
+        println!("cannot install {}: {why:#}", QEMU.package);
     }
 }
 

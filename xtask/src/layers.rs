@@ -12,6 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("abi", &[]),
     ("vmem", &["platform"]),
     ("kern", &["vmem", "platform", "abi"]),
+    ("testsuite", &["kern", "platform", "abi"]),
     ("hosted", &["kern", "platform"]),
     ("preload", &["hosted"]),
     ("kernmalloc", &["hosted", "kern", "vmem"]),

@@ -11,6 +11,7 @@ mod debian;
 mod layers;
 mod machine;
 mod measure;
+mod qemu;
 mod service;
 mod shell;
 mod soak;
@@ -31,6 +32,17 @@ Usage: cargo xtask COMMAND
   bench --vmem      only an arena, as its segments grow; writes docs/benchmarks/vmem.*
       --rounds N    how often each cell is measured (default 5, quick 3)
       --only TEXT   only rows whose name contains TEXT; prints, writes nothing
+  qemu              boots the test kernel and runs the suite in it
+      --smp N       so many CPUs (default 4)
+      --multi       CPUs that run at once rather than in turn
+      --singlestep  one instruction at a time under a fast timer: interrupts strike anywhere
+      --numa N      so many domains
+      --hz N        timer interrupts per second and CPU
+      --only TEXT   only tests whose names contain TEXT
+      --debugger C  enters the debugger after the suite and gives it command C (\"show malloc\"); repeatable
+      --break NAME  with a fault put in, which the suite must catch: section-mask, tlb-shootdown, fpu-save, red-zone,
+                    lost-wakeup, depot-race
+  suite             the same list of tests on the fake machine, in a Linux process and in the kernel, side by side
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)
   help              this
 ";
@@ -42,6 +54,8 @@ fn main() -> Result<()> {
         Some("test") => test::run(),
         Some("tidy") => tidy::run(),
         Some("bench") => bench::run(rest),
+        Some("qemu") => qemu::run(rest),
+        Some("suite") => qemu::suite(),
         Some("soak") => soak::run(rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");

@@ -74,6 +74,13 @@ pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Resu
     Ok(child.wait()?.success())
 }
 
+/// Runs it and keeps its stdout by lines, whatever its status.
+pub(crate) fn collect(command: &mut Command, lines: &mut Vec<String>) -> Result<()> {
+    let out = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", shown(command)))?;
+    lines.extend(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned));
+    Ok(())
+}
+
 /// The first file of this name on `PATH` that is a program itself, not a script that starts one: a shim
 /// would run its shell under test, not the program.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole of it, in the order in which a mistake is cheapest to find.
 
-use crate::{debian, layers, measure, shell, symbols, tidy};
+use crate::{debian, layers, measure, qemu, shell, symbols, tidy};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
@@ -107,6 +107,7 @@ pub(crate) fn run() -> Result<()> {
         }
         Err(why) => tally.step("loom models", || Err(why)),
     }
+    kernel(&mut tally);
     tally.step("the command, and undefined symbols of its library", symbols::check);
     tally.cargo_test(
         "programs under kernmalloc",
@@ -132,6 +133,35 @@ pub(crate) fn run() -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// The suite in the booted kernel, on three machines, and the faults that it must catch.
+fn kernel(tally: &mut Tally) {
+    let mut built = None;
+    tally.step("the test kernel", || {
+        built = Some(qemu::build()?);
+        Ok(())
+    });
+    let Some(kernel) = built else { return };
+    for machine in qemu::Machine::for_tests() {
+        let name = format!("kernel: {}", machine.described());
+        println!("--- {name}");
+        let start = Instant::now();
+        let before = tally.failed;
+        let run = machine.run(&kernel, |line| {
+            println!("{line}");
+            tally.see(&name, line);
+        });
+        let why = run.map(|run| (!run.passed()).then(|| run.why())).unwrap_or_else(|why| Some(format!("{why:#}")));
+        if let Some(why) = why.filter(|_| tally.failed == before) {
+            tally.failed += 1;
+            tally.failures.push(format!("{name}: {why}"));
+        }
+        println!("    {:.1} s", start.elapsed().as_secs_f64());
+    }
+    for (fault, _) in qemu::FAULTS {
+        tally.step(&format!("kernel with the fault {fault}"), || qemu::control(&kernel, fault));
+    }
 }
 
 /// One line per test, so that a failure has a name in the log and in the tally.

@@ -234,7 +234,10 @@ impl Model {
     fn shortage(&self) -> Shortage {
         let machine = &self.world.machine;
         Shortage {
-            refused: [Call::ExtendHeap, Call::ExtendMeta, Call::Populate].iter().map(|&call| machine.failed(call)).sum(),
+            refused: [Call::ExtendHeap, Call::ExtendMeta, Call::Populate]
+                .iter()
+                .map(|&call| machine.failed(call))
+                .sum(),
             told: machine.calls(Call::OutOfMemory),
         }
     }

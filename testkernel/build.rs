@@ -1,0 +1,19 @@
+//! Gives the linker the kernel's script, under the profile that makes a kernel and under no other.
+
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=kernel.ld");
+    // A build script is told neither the panic strategy nor the profile's own name (PROFILE says "release"): the folder has it.
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    if !out.iter().any(|part| part == "kernel") {
+        return;
+    }
+    let script = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("kernel.ld");
+    let arguments = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,max-page-size=0x1000"];
+    for argument in arguments.iter().chain(&["-Wl,-z,norelro"]) {
+        println!("cargo:rustc-link-arg-bins={argument}");
+    }
+    println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
+}

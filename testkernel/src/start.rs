@@ -1,0 +1,188 @@
+//! From the first Rust instruction to a running suite.
+
+use core::ffi::{CStr, c_char};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use abi::{CpuCache, Header};
+use kern::{Boot, Heap, ObjectLayout, SLOT_STRIDE_BYTES, System};
+
+use crate::port::Kernel;
+use crate::serial::println;
+use crate::space::{self, DIRECT, HEAP, KERNEL, STATS, WORDS};
+use crate::{breaks, cpu, frames, interrupts, sched, suite};
+
+/// Bytes that can be allocated before the allocator has booted.
+const EARLY_BYTES: usize = 16 << 10;
+
+#[global_allocator]
+static ALLOCATOR: Heap<Kernel, EARLY_BYTES> = Heap::new();
+
+/// The allocator of this kernel.
+pub(crate) fn system() -> &'static System<Kernel> {
+    ALLOCATOR.system()
+}
+
+/// Malloc types there is room for.
+const TYPES: usize = 256;
+
+/// What the loader hands over (PVH, `hvm_start_info`).
+#[repr(C)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    modules: u32,
+    module_list: u64,
+    command_line: u64,
+    rsdp: u64,
+    memory_map: u64,
+    memory_ranges: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+struct MemoryRange {
+    start: u64,
+    bytes: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+unsafe extern "C" {
+    static kernel_end: u8;
+    static tramp_start: u8;
+    static tramp_end: u8;
+}
+
+static READY: AtomicU32 = AtomicU32::new(0);
+static GO: AtomicBool = AtomicBool::new(false);
+
+/// The most memory in one range above the kernel, as the loader says.
+fn find_memory(info: &StartInfo) -> (usize, usize) {
+    const RAM: u32 = 1;
+    /// What the first page tables map.
+    const MAPPED: usize = 4 << 30;
+    let own_end = (&raw const kernel_end) as usize - KERNEL;
+    // SAFETY: the loader's table, in the direct map.
+    let ranges = unsafe {
+        let first = (DIRECT + info.memory_map as usize) as *const MemoryRange;
+        core::slice::from_raw_parts(first, info.memory_ranges as usize)
+    };
+    let usable = ranges.iter().filter(|range| range.kind == RAM).map(|range| {
+        let start = (range.start as usize).max(own_end);
+        (start, ((range.start + range.bytes) as usize).min(MAPPED))
+    });
+    usable.filter(|(start, end)| start < end).max_by_key(|(start, end)| end - start).expect("there is memory")
+}
+
+/// How many CPUs QEMU has made (its configuration device, item 5).
+fn count_cpus() -> usize {
+    cpu::out16(0x510, 5);
+    usize::from(cpu::in8(0x511)) | usize::from(cpu::in8(0x511)) << 8
+}
+
+fn read_command_line(text: &str) {
+    for word in text.split_ascii_whitespace() {
+        match word.split_once('=') {
+            Some(("hz", hz)) => interrupts::set_tick_hz(hz.parse().expect("hz=NUMBER")),
+            Some(("break", name)) => assert!(breaks::set(name), "no fault is named {name:?}"),
+            Some(("numa", domains)) => cpu::set_domains(domains.parse().expect("numa=NUMBER")),
+            Some(("only", name)) => suite::only(name),
+            Some(("effort", percent)) => suite::set_effort(percent.parse().expect("effort=PERCENT")),
+            _ if word == "debugger" => suite::ask_debugger(),
+            _ => panic!(
+                "{word:?} on the command line means nothing; known are hz=N, numa=N, effort=PERCENT, break=NAME, only=NAME, debugger"
+            ),
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn start_first_cpu(info: usize) -> ! {
+    cpu::init_vectors();
+    cpu::init(0);
+    // SAFETY: the loader's record, in the direct map, where nothing writes before memory is handed out.
+    let info = unsafe { &*((DIRECT + info) as *const StartInfo) };
+    // SAFETY: as above; it ends with a zero.
+    let line = unsafe { CStr::from_ptr((DIRECT + info.command_line as usize) as *const c_char) };
+    // A copy on the early heap: the original is about to become free memory.
+    let line = alloc::string::String::from(line.to_str().expect("a command line in UTF-8"));
+    read_command_line(&line);
+    cpu::init_vectors();
+    let cpus = count_cpus().min(cpu::MAX_CPUS);
+    cpu::set_count(cpus);
+    let (start, end) = find_memory(info);
+    frames::init(start, end);
+    interrupts::init_machine();
+    interrupts::init();
+    println!("boot: {cpus} CPUs, {} MiB, {} Hz, command line {line:?}", (end - start) >> 20, interrupts::tick_hz());
+    boot_allocator(cpus);
+    start_other_cpus(cpus);
+    space::finish_boot();
+    GO.store(true, Ordering::Release);
+    sched::spawn(suite::main, 0).expect("memory for the first thread");
+    sched::WATCHED.store(true, Ordering::Relaxed);
+    idle()
+}
+
+/// The statistics object lies in kernel memory; a slot per CPU, and the shared one.
+fn boot_allocator(cpus: usize) {
+    let layout = ObjectLayout { slots: cpus + 1, types: TYPES, libs: 1 };
+    assert!(space::back(STATS, layout.bytes()), "memory for the statistics");
+    // SAFETY: fresh pages of zeros, which are a valid header, and nobody else's yet.
+    let header = unsafe { &mut *(STATS as *mut Header) };
+    layout.write_sections(header);
+    header.cache_slot_stride = SLOT_STRIDE_BYTES as u64;
+    header.cache_zone_stride = size_of::<CpuCache>() as u64;
+    header.page_bytes = space::PAGE as u32;
+    header.heap_base = HEAP as u64;
+    let boot = Boot { heap_base: HEAP, table: WORDS, ids: cpus, rows: 1, stats: NonNull::from(header).cast() };
+    // SAFETY: 1. one CPU runs, and nothing is allocated meanwhile. 2. the ranges of `space`, the object just made.
+    assert!(unsafe { system().boot(&boot) }, "memory for the allocator");
+    breaks::learn_depots(system().locks());
+}
+
+fn start_other_cpus(cpus: usize) {
+    const TRAMPOLINE: usize = DIRECT + 0x8000;
+    let bytes = (&raw const tramp_end) as usize - (&raw const tramp_start) as usize;
+    // SAFETY: low memory that nobody uses; the code's own copy lies where the loader put it.
+    unsafe {
+        let from = (DIRECT + (&raw const tramp_start) as usize) as *const u8;
+        core::ptr::copy_nonoverlapping(from, TRAMPOLINE as *mut u8, bytes);
+    }
+    let others = cpus as u32 - 1;
+    if others == 0 {
+        return;
+    }
+    interrupts::send_init();
+    // A write to this port takes about a microsecond.
+    (0..1000).for_each(|_| cpu::out8(0x80, 0));
+    interrupts::send_startup();
+    (0..200).for_each(|_| cpu::out8(0x80, 0));
+    if READY.load(Ordering::Acquire) < others {
+        interrupts::send_startup();
+    }
+    while READY.load(Ordering::Acquire) < others {
+        core::hint::spin_loop();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn start_other_cpu(id: usize) -> ! {
+    cpu::init(id);
+    interrupts::init();
+    READY.fetch_add(1, Ordering::AcqRel);
+    while !GO.load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    cpu::forget_all();
+    idle()
+}
+
+/// What a CPU does without a thread.
+fn idle() -> ! {
+    loop {
+        cpu::wait_for_interrupt();
+    }
+}

@@ -1,0 +1,374 @@
+//! `cargo xtask qemu`: the test kernel, built, booted and judged. And `cargo xtask suite`: the same tests on every platform, side
+//! by side.
+
+use crate::{debian, shell};
+use anyhow::{Context as _, Result, bail};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const PACKAGE: &str = "kernmalloc-testkernel";
+/// A machine that says nothing for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// QEMU's status when the kernel says that all passed, see `testkernel/src/serial.rs`.
+const PASSED: i32 = 0x10 << 1 | 1;
+
+/// A machine, and what the kernel is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    cpus: usize,
+    /// A thread of the host for each CPU, which then really run at once.
+    multi: bool,
+    /// One instruction at a time, so that an interrupt can strike between any two.
+    single_step: bool,
+    /// NUMA nodes.
+    numa: usize,
+    /// Timer interrupts per second and CPU.
+    hz: u32,
+    /// Percent of the usual work.
+    effort: usize,
+    fault: Option<String>,
+    only: Option<String>,
+    /// Commands for the debugger, which is entered after the suite.
+    debugger: Vec<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            cpus: 4,
+            multi: false,
+            single_step: false,
+            numa: 1,
+            hz: 1000,
+            effort: 100,
+            fault: None,
+            only: None,
+            debugger: Vec::new(),
+        }
+    }
+}
+
+/// A fault's name, and what makes the machine one on which it shows.
+type Fault = (&'static str, fn(&mut Machine));
+
+/// The negative controls.
+pub(crate) const FAULTS: &[Fault] = &[
+    // Interrupts mostly strike where translated code ends; one instruction at a time, they strike anywhere.
+    ("section-mask", Machine::stepping),
+    ("tlb-shootdown", |machine| machine.multi = true),
+    ("fpu-save", |_| {}),
+    ("red-zone", |_| {}),
+    ("lost-wakeup", Machine::stepping),
+    ("depot-race", |machine| machine.multi = true),
+];
+
+/// What a machine printed and how it ended.
+pub(crate) struct Run {
+    pub(crate) lines: Vec<String>,
+    /// `None` when it hung.
+    status: Option<i32>,
+}
+
+impl Run {
+    pub(crate) fn passed(&self) -> bool {
+        self.status == Some(PASSED)
+    }
+
+    /// The first line that says what went wrong.
+    pub(crate) fn why(&self) -> String {
+        let failed = self.lines.iter().position(|line| line.starts_with("panic: ") || line.ends_with("... FAILED"));
+        match failed {
+            Some(at) => self.lines[at..].iter().take(2).map(|line| line.trim()).collect::<Vec<_>>().join(": "),
+            None if self.status.is_none() => format!("hung: nothing was printed for {} s", PATIENCE.as_secs()),
+            None => format!("qemu ended with status {:?}", self.status),
+        }
+    }
+}
+
+impl Machine {
+    fn stepping(&mut self) {
+        (self.single_step, self.hz, self.effort) = (true, 20_000, 10);
+    }
+
+    /// Four CPUs that take turns; two at once; and four, one instruction at a time under a fast timer.
+    pub(crate) fn for_tests() -> [Self; 3] {
+        let (turns, mut multi, mut stepping) = (Self::default(), Self::default(), Self::default());
+        (multi.cpus, multi.multi) = (2, true);
+        stepping.stepping();
+        [turns, multi, stepping]
+    }
+
+    /// A machine on which the fault must show.
+    pub(crate) fn with_fault(name: &str) -> Result<Self> {
+        let Some((_, adapt)) = FAULTS.iter().find(|(known, _)| *known == name) else {
+            let names: Vec<_> = FAULTS.iter().map(|(name, _)| *name).collect();
+            bail!("no fault is named {name:?}; there are {}", names.join(", "));
+        };
+        let mut machine = Self { fault: Some(name.to_owned()), ..Self::default() };
+        adapt(&mut machine);
+        Ok(machine)
+    }
+
+    fn parse(args: &[String]) -> Result<Self> {
+        let fault = args.iter().position(|arg| arg == "--break").and_then(|at| args.get(at + 1));
+        let mut machine = fault.map_or_else(|| Ok(Self::default()), |name| Self::with_fault(name))?;
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+            let number = |text: &String| text.parse().with_context(|| format!("{arg} {text}: not a number"));
+            match arg.as_str() {
+                "--smp" => machine.cpus = number(value()?)?,
+                "--multi" => machine.multi = true,
+                "--singlestep" => machine.stepping(),
+                "--numa" => machine.numa = number(value()?)?,
+                "--hz" => machine.hz = number(value()?)? as u32,
+                "--effort" => machine.effort = number(value()?)?,
+                "--only" => machine.only = Some(value()?.clone()),
+                "--debugger" => machine.debugger.push(value()?.clone()),
+                "--break" => _ = value()?,
+                _ => bail!("qemu has no option {arg:?}; `cargo xtask help` names them"),
+            }
+        }
+        if !(1..=16).contains(&machine.cpus) || machine.numa == 0 || machine.numa > machine.cpus {
+            bail!("--smp is from 1 to 16, and --numa at most that");
+        }
+        Ok(machine)
+    }
+
+    /// The machine in a few words.
+    pub(crate) fn described(&self) -> String {
+        let how = if self.multi { "at once" } else { "in turn" };
+        let step = if self.single_step { ", one instruction at a time" } else { "" };
+        format!("{} CPUs {how}{step}, timer at {} Hz", self.cpus, self.hz)
+    }
+
+    fn command_line(&self) -> String {
+        let mut line = format!("hz={} effort={}", self.hz, self.effort);
+        let mut add = |name: &str, value: &Option<String>| {
+            if let Some(value) = value {
+                line += &format!(" {name}={value}");
+            }
+        };
+        add("break", &self.fault);
+        add("only", &self.only);
+        if self.numa > 1 {
+            line += &format!(" numa={}", self.numa);
+        }
+        if !self.debugger.is_empty() {
+            line += " debugger";
+        }
+        line
+    }
+
+    fn command(&self, kernel: &std::path::Path) -> Command {
+        const MEMORY_MIB: usize = 256;
+        let mut command = Command::new("qemu-system-x86_64");
+        let thread = if self.multi { "multi" } else { "single" };
+        command.args(["-machine", "q35", "-cpu", "qemu64", "-accel", &format!("tcg,thread={thread}")]);
+        command.args(["-smp", &self.cpus.to_string(), "-m", &MEMORY_MIB.to_string()]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        if self.single_step {
+            command.arg("-singlestep");
+        }
+        for node in 0..if self.numa > 1 { self.numa } else { 0 } {
+            let (bytes, cpus) = (MEMORY_MIB / self.numa, (self.cpus - 1 - node) / self.numa + 1);
+            let cpus: Vec<_> = (0..cpus).map(|nth| format!("cpus={}", node + nth * self.numa)).collect();
+            command.args(["-object", &format!("memory-backend-ram,id=m{node},size={bytes}M")]);
+            command.args(["-numa", &format!("node,nodeid={node},memdev=m{node},{}", cpus.join(","))]);
+        }
+        command.arg("-kernel").arg(kernel).args(["-append", &self.command_line()]);
+        command
+    }
+
+    /// Boots the kernel. `show` is what happens to each line.
+    pub(crate) fn run(&self, kernel: &std::path::Path, mut show: impl FnMut(&str)) -> Result<Run> {
+        let mut command = self.command(kernel);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("qemu-system-x86_64 cannot be started (package qemu-system-x86)")?;
+        let mut input = child.stdin.take().context("no pipe")?;
+        let output = BufReader::new(child.stdout.take().context("no pipe")?);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            for line in output.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let (mut lines, mut hung) = (Vec::new(), false);
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok(line) => {
+                    show(&line);
+                    if line.starts_with("KDB: enter") {
+                        for command in &self.debugger {
+                            writeln!(input, "{command}")?;
+                        }
+                        writeln!(input, "continue")?;
+                    }
+                    lines.push(line);
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                    hung = true;
+                    child.kill()?;
+                    break;
+                }
+            }
+        }
+        drop(reader.join());
+        let status = child.wait()?;
+        Ok(Run { lines, status: if hung { None } else { status.code() } })
+    }
+}
+
+/// Builds the kernel.
+pub(crate) fn build() -> Result<PathBuf> {
+    debian::provide_qemu();
+    // Frame pointers are what a backtrace is made of.
+    let mut cargo = shell::cargo();
+    cargo.env("RUSTFLAGS", "-C force-frame-pointers=yes");
+    shell::run(cargo.args(["build", "--quiet", "--package", PACKAGE, "--profile", "kernel"]))?;
+    Ok(shell::target_dir().join("kernel/testkernel"))
+}
+
+/// Functions of the kernel by address, for backtraces.
+struct Symbols(Vec<(u64, String)>);
+
+impl Symbols {
+    fn of(kernel: &std::path::Path) -> Self {
+        let listed = shell::output(Command::new("nm").args(["-C", "-n"]).arg(kernel)).unwrap_or_default();
+        let symbol = |line: &str| {
+            let (addr, rest) = line.split_once(' ')?;
+            Some((u64::from_str_radix(addr, 16).ok()?, rest.get(2..)?.to_owned()))
+        };
+        Self(listed.lines().filter_map(symbol).collect())
+    }
+
+    /// A line of a backtrace with the function's name.
+    fn resolve(&self, line: &str) -> Option<String> {
+        let addr = u64::from_str_radix(line.strip_prefix("  at 0x")?, 16).ok()?;
+        let at = self.0.partition_point(|(start, _)| *start <= addr).checked_sub(1)?;
+        let (start, name) = &self.0[at];
+        Some(format!("{line} {name}+{:#x}", addr - start))
+    }
+}
+
+/// `cargo xtask qemu`.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let machine = Machine::parse(args)?;
+    let kernel = build()?;
+    let symbols = Symbols::of(&kernel);
+    println!("{}", machine.described());
+    let run = machine.run(&kernel, |line| println!("{}", symbols.resolve(line).as_deref().unwrap_or(line)))?;
+    match (&machine.fault, run.passed()) {
+        (None, true) => Ok(()),
+        (None, false) => bail!("{}", run.why()),
+        (Some(name), false) => {
+            println!("fault {name} is caught: {}", run.why());
+            Ok(())
+        }
+        (Some(name), true) => bail!("fault {name} was not caught: the suite passed"),
+    }
+}
+
+/// A negative control: an error when the suite passes with it.
+pub(crate) fn control(kernel: &std::path::Path, name: &str) -> Result<()> {
+    let run = Machine::with_fault(name)?.run(kernel, |_| ())?;
+    if run.passed() {
+        bail!("the suite passes with the fault {name}");
+    }
+    println!("caught: {}", run.why());
+    Ok(())
+}
+
+/// Names and verdicts in what a suite printed.
+fn verdicts<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(String, String)> {
+    let verdict = |line: &str| {
+        let (name, verdict) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        Some((name.to_owned(), verdict.split(',').next().unwrap_or(verdict).to_owned()))
+    };
+    lines.filter_map(verdict).collect()
+}
+
+/// `cargo xtask suite`: the list with its results on the fake machine, in a Linux process and in the kernel. An error if
+/// any failed.
+pub(crate) fn suite() -> Result<()> {
+    let kernel = build()?;
+    let mut columns = Vec::new();
+    for host in ["fake", "linux"] {
+        let mut lines = Vec::new();
+        let mut cargo = shell::cargo();
+        cargo.args(["test", "--quiet", "--release", "--package", "kernmalloc-testsuite", "--test", host]);
+        shell::collect(&mut cargo, &mut lines)?;
+        columns.push((host, verdicts(lines.iter().map(String::as_str))));
+    }
+    let run = Machine::default().run(&kernel, |_| ())?;
+    columns.push(("kernel", verdicts(run.lines.iter().map(String::as_str))));
+    let mut names: Vec<&String> = Vec::new();
+    for (_, verdicts) in &columns {
+        for (name, _) in verdicts {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
+    println!("{:width$}  {:8}{:8}{:8}", "", "fake", "linux", "kernel");
+    for name in &names {
+        print!("{name:width$}  ");
+        for (_, verdicts) in &columns {
+            let verdict = verdicts.iter().find(|(known, _)| known == *name).map_or("-", |(_, verdict)| verdict);
+            print!("{verdict:8}");
+        }
+        println!();
+    }
+    let count = |verdicts: &[(String, String)]| verdicts.iter().filter(|(_, verdict)| verdict == "ok").count();
+    print!("{:width$}  ", "passed");
+    columns.iter().for_each(|(_, verdicts)| print!("{:<8}", count(verdicts)));
+    println!();
+    let failed = columns.iter().any(|(_, verdicts)| verdicts.iter().any(|(_, verdict)| verdict == "FAILED"));
+    if failed || !run.passed() || columns.iter().any(|(_, verdicts)| verdicts.is_empty()) {
+        bail!("not all passed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_make_a_machine() {
+        let parse = |text: &str| Machine::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        let machine = parse("--smp 2 --multi --only boxes").unwrap();
+        assert_eq!((machine.cpus, machine.multi), (2, true));
+        assert_eq!(machine.command_line(), "hz=1000 effort=100 only=boxes");
+        assert_eq!(parse("--break lost-wakeup").unwrap().command_line(), "hz=20000 effort=10 break=lost-wakeup");
+        for wrong in ["--smp", "--smp x", "--smp 0", "--smp 17", "--break nothing", "--break", "--fast", "--numa 5"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn verdicts_are_read_from_what_a_suite_prints() {
+        let lines = ["boot: 4 CPUs", "test a_b ... ok", "test c ... ignored, no interrupts here", "test d ... FAILED"];
+        let found = verdicts(lines.into_iter());
+        let found: Vec<_> = found.iter().map(|(name, verdict)| (name.as_str(), verdict.as_str())).collect();
+        assert_eq!(found, [("a_b", "ok"), ("c", "ignored"), ("d", "FAILED")]);
+    }
+
+    #[test]
+    fn a_run_says_what_went_wrong() {
+        let run = |lines: &[&str], status| Run { lines: lines.iter().map(|&line| line.to_owned()).collect(), status };
+        let failed = run(&["test a ... ok", "test b ... FAILED", "    3 is not 4"], Some(35));
+        assert!(!failed.passed());
+        assert_eq!(failed.why(), "test b ... FAILED: 3 is not 4");
+        assert_eq!(run(&[], None).why(), "hung: nothing was printed for 90 s");
+        assert!(run(&[], Some(PASSED)).passed());
+    }
+}
