@@ -36,6 +36,11 @@ pub(crate) fn set(name: &str) -> bool {
     found.is_some()
 }
 
+/// Whether any is on.
+pub(crate) fn any() -> bool {
+    ALL.iter().any(|(_, flag)| flag.load(Ordering::Relaxed))
+}
+
 /// The depots' locks lie side by side in the allocator, one per class: first, distance, and how many.
 static DEPOTS: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 

@@ -25,7 +25,7 @@ fn with_pages<H: Host>(host: &H, pages: usize, body: impl FnOnce() -> Outcome) -
 const MOST_BLOCKS: usize = 20_000;
 
 pub(crate) fn memory_ends_in_null<H: Host>(host: &H) -> Verdict {
-    const PAGES: usize = 2000;
+    let pages = if host.effort() < 50 { 1000 } else { 2000 };
     let system = host.system();
     let id = match new_type(system, "exhaustion") {
         Ok(id) => id,
@@ -33,8 +33,8 @@ pub(crate) fn memory_ends_in_null<H: Host>(host: &H) -> Verdict {
     };
     let ledger = Ledger::default();
     let mut blocks = Vec::with_capacity(MOST_BLOCKS);
-    with_pages(host, PAGES, || {
-        for bytes in [4000, 60_000, 300_000, 5_000_000] {
+    with_pages(host, pages, || {
+        for bytes in [4000, 60_000, 300_000, 3_000_000] {
             let failures = || system.type_record(id).failures.load(AbiOrdering::Relaxed);
             let before = failures();
             while let Some(block) = Block::new(system, bytes, id, blocks.len() as u64, &ledger) {
