@@ -24,6 +24,8 @@ mod lock;
 mod phys;
 pub use lock::{Lock, LockGuard, RawLock};
 pub use phys::{FrameRun, FrameUse, Frames, Paddr, Pfn};
+#[cfg(any(feature = "lock_api", feature = "critical-section"))]
+pub mod locks;
 
 #[cfg(feature = "fake")]
 pub mod fake;

@@ -64,6 +64,11 @@ pub trait Host: Sync {
     /// From now on the system has about so many pages to give; as many as there are with `None`. False where that cannot be had.
     fn limit_memory(&self, pages: Option<usize>) -> bool;
 
+    /// Whether [`Platform::discard`] ever does.
+    fn gives_pages_back(&self) -> bool {
+        true
+    }
+
     /// Whether a misuse can be recorded; elsewhere it ends the program, and programs of their own test it.
     fn records_misuse(&self) -> bool {
         true
