@@ -11,6 +11,7 @@ mod debian;
 mod layers;
 mod machine;
 mod measure;
+mod ports;
 mod qemu;
 mod service;
 mod shell;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Frame pointers are what a backtrace is made of.
+pub(crate) const RUSTFLAGS: &str = "-C force-frame-pointers=yes";
 const PACKAGE: &str = "kernmalloc-testkernel";
 /// A machine that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -232,9 +234,8 @@ impl Machine {
 /// Builds the kernel.
 pub(crate) fn build() -> Result<PathBuf> {
     debian::provide_qemu();
-    // Frame pointers are what a backtrace is made of.
     let mut cargo = shell::cargo();
-    cargo.env("RUSTFLAGS", "-C force-frame-pointers=yes");
+    cargo.env("RUSTFLAGS", RUSTFLAGS);
     shell::run(cargo.args(["build", "--quiet", "--package", PACKAGE, "--profile", "kernel"]))?;
     Ok(shell::target_dir().join("kernel/testkernel"))
 }

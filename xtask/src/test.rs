@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole of it, in the order in which a mistake is cheapest to find.
 
-use crate::{debian, layers, measure, qemu, shell, symbols, tidy};
+use crate::{debian, layers, measure, ports, qemu, shell, symbols, tidy};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
@@ -71,6 +71,7 @@ pub(crate) fn run() -> Result<()> {
 
     tally.step("format", tidy::format);
     tally.step("layers", layers::check);
+    tally.step("line counts of the ports", ports::check);
     tally.step("stray files", tidy::stray_files);
     tally.step("clippy", tidy::clippy);
     tally.step("documentation", || {
