@@ -5,7 +5,7 @@
 
 use core::fmt::{Result, Write};
 
-use abi::{Ordering, TypeTotals};
+use abi::{CacheEntry, Ordering, TypeTotals};
 use platform::Platform;
 
 use crate::class::{CLASSES, SLAB_CLASSES};
@@ -136,21 +136,21 @@ impl<P: Platform> System<P> {
         let (mut allocs, mut frees, mut cached) = (0u64, 0u64, 0u64);
         for index in 0..self.slot_table().count() {
             let slot = self.slot_table().slot(index) as *const Slot;
-            // SAFETY: a slot of the table. Its holder may change it meanwhile, so each field is read once, by itself.
-            let cache = unsafe { &raw const (*slot).caches[class] };
-            // SAFETY: as above.
-            unsafe {
-                allocs = allocs.wrapping_add((&raw const (*cache).allocs).read_volatile());
-                frees = frees.wrapping_add((&raw const (*cache).frees).read_volatile());
-                cached += u64::from((&raw const (*cache).alloc_count).read_volatile());
-                cached += u64::from((&raw const (*cache).free_count).read_volatile());
-            }
+            // SAFETY: a slot of the table. Its holder may be changing it, so this is a copy that may be torn: figures only, and
+            // what follows from them cannot overflow.
+            let cache = unsafe { core::ptr::from_ref((*slot).cache_ref(class)).read_volatile() };
+            let first = (cache.alloc_top as usize).wrapping_sub(cache.alloc_items as usize) / size_of::<CacheEntry>();
+            let held = (first as u64).wrapping_add(u64::from(cache.free_count));
+            allocs = allocs.wrapping_add(cache.allocs);
+            // As `CpuCache::frees` has it.
+            frees = frees.wrapping_add(held.wrapping_add(cache.allocs).wrapping_sub(cache.filled));
+            cached = cached.wrapping_add(held);
         }
         let count = |counter: &abi::AtomicU64| counter.load(Ordering::Relaxed);
         let used = allocs.wrapping_sub(frees);
         let item_bytes = u64::from(record.item_bytes);
         let (free, total_bytes) = if class < SLAB_CLASSES {
-            let free = cached + count(&record.depot) + count(&record.slab_free);
+            let free = cached.wrapping_add(count(&record.depot) + count(&record.slab_free));
             (free, count(&record.slabs) * u64::from(record.slab_bytes))
         } else {
             (cached, used.wrapping_add(cached).wrapping_mul(item_bytes))

@@ -34,7 +34,7 @@ pub(crate) fn served_bytes(bytes: usize) -> u64 {
 
 fn size_bit(served: u64) -> u64 {
     let class = abi::SIZE_CLASSES.iter().position(|&class| u64::from(class) == served);
-    1 << class.map_or_else(|| abi::large_bit(served), |class| class as u32)
+    1 << class.map_or_else(|| abi::run_bit(served), |class| class as u32)
 }
 
 fn add(counter: &AtomicU64, n: u64) {
