@@ -6,9 +6,11 @@ use crate::serial::Raw;
 use crate::{cpu, fault, interrupts, sched, serial, start};
 
 /// What it understands, besides `continue` and `help`.
-pub(crate) const COMMANDS: [&str; 9] = [
+pub(crate) const COMMANDS: [&str; 11] = [
     "show malloc",
+    "show malloc /i",
     "show uma",
+    "show umacache",
     "show vmem",
     "show vmemdump",
     "show multizone_matches",
@@ -56,9 +58,11 @@ fn execute(line: &str, out: &mut dyn Write) -> Result {
         };
     }
     match line {
-        "show malloc" => system.show_malloc(out),
+        "show malloc" => system.show_malloc(out, false),
+        "show malloc /i" => system.show_malloc(out, true),
         "show allmalloc" => system.vmstat_m(out),
         "show uma" => system.show_uma(out),
+        "show umacache" => system.show_umacache(out),
         // SAFETY: 1. the other CPUs have stopped (or, in the test, hold no pages: the lock is ours).
         "show vmem" => unsafe { system.show_vmem(out) },
         // SAFETY: as above.

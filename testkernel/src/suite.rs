@@ -259,26 +259,26 @@ fn a_guard_page_stops_an_overflow(_: &Machine) -> Outcome {
 /// All CPUs use pages, so that each remembers where they are; the pages go back, and their frames to another use; then the
 /// same addresses are allocated anew. A CPU that was not told to forget would read and write the frames of the other.
 fn pages_given_back_are_gone_on_every_cpu(host: &Machine) -> Outcome {
-    const BYTES: usize = 3 << 20;
+    /// Few enough that a CPU remembers all of them (QEMU's has room for 256), and more than are forgotten one by one.
+    const PAGES: [usize; 4] = [20, 40, 100, 150];
     const OTHERS: usize = 0x00ee_eeee_eeee_eeee;
     let system = host.system();
-    let pages = |block: usize| (block..block + BYTES).step_by(PAGE);
-    let visit = |block: usize, visitor: &(dyn Fn(usize, usize) -> Outcome + Sync)| {
+    let visit = |block: usize, bytes: usize, visitor: &(dyn Fn(usize, usize) -> Outcome + Sync)| {
         host.threads(host.cpus(), &|number| {
             sched::bind(number);
-            let outcome = pages(block).try_for_each(|page| visitor(number, page));
+            let outcome = (block..block + bytes).step_by(PAGE).try_for_each(|page| visitor(number, page));
             sched::unbind();
             outcome
         })
     };
-    let mut others = Vec::with_capacity(BYTES / PAGE);
+    let mut others = Vec::with_capacity(PAGES[3]);
     // What is free is one piece, so that the same place is best again.
     system.reclaim();
-    for round in 0..4usize {
-        let block = system.alloc(BYTES, TypeId::MALLOC);
+    for (round, bytes) in PAGES.iter().map(|pages| pages * PAGE).enumerate() {
+        let block = system.alloc(bytes, TypeId::MALLOC);
         ensure!(!block.is_null(), "no memory");
         let addr = block as usize;
-        visit(addr, &|number, page| {
+        visit(addr, bytes, &|number, page| {
             // SAFETY: a word of our block that no other thread uses.
             unsafe { ((page + 8 * number) as *mut usize).write_volatile(page ^ number) };
             Ok(())
@@ -288,14 +288,14 @@ fn pages_given_back_are_gone_on_every_cpu(host: &Machine) -> Outcome {
         ensure!(system.reclaim(), "round {round}: nothing went back");
         ensure!(space::physical(addr).is_none() && fault::read(addr).is_none(), "the memory behind a free page stays");
         // Somebody else gets the frames.
-        others.extend((0..BYTES / PAGE).filter_map(|_| frames::alloc()));
+        others.extend((0..bytes / PAGE).filter_map(|_| frames::alloc()));
         for frame in &others {
             // SAFETY: our frame, in the direct map.
             unsafe { core::slice::from_raw_parts_mut((DIRECT + frame) as *mut usize, PAGE / 8) }.fill(OTHERS);
         }
-        let again = system.alloc(BYTES, TypeId::MALLOC);
+        let again = system.alloc(bytes, TypeId::MALLOC);
         ensure!(again == block, "the same addresses were expected: {again:?}, not {block:?}");
-        let outcome = visit(addr, &|number, page| {
+        let outcome = visit(addr, bytes, &|number, page| {
             // SAFETY: as above.
             let word = unsafe { ((page + 8 * number) as *const usize).read_volatile() };
             ensure!(word == 0, "cpu {number} reads {word:#x} at {page:#x}, a page that was given back");

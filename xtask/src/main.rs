@@ -43,6 +43,7 @@ Usage: cargo xtask COMMAND
       --debugger C  enters the debugger after the suite and gives it command C (\"show malloc\"); repeatable
       --break NAME  with a fault put in, which the suite must catch: section-mask, tlb-shootdown, fpu-save, red-zone,
                     lost-wakeup, depot-race
+  kernel            what test does with the kernel: the suite on three machines, the debugger, every fault
   suite             the same list of tests on the fake machine, in a Linux process and in the kernel, side by side
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)
   help              this
@@ -56,6 +57,7 @@ fn main() -> Result<()> {
         Some("tidy") => tidy::run(),
         Some("bench") => bench::run(rest),
         Some("qemu") => qemu::run(rest),
+        Some("kernel") => test::run_kernel(),
         Some("suite") => qemu::suite(),
         Some("soak") => soak::run(rest),
         None | Some("help" | "--help" | "-h") => {

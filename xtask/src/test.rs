@@ -62,6 +62,23 @@ impl Tally {
             self.failures.push(format!("{step}: {name}"));
         }
     }
+
+    /// Says what came of it all; ends the program if anything failed.
+    fn finish(&self, start: Instant) -> Result<()> {
+        println!();
+        for skipped in &self.skipped {
+            println!("skipped: {skipped}");
+        }
+        for failure in &self.failures {
+            println!("FAILED: {failure}");
+        }
+        println!("{:.0} s", start.elapsed().as_secs_f64());
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed != 0 {
+            std::process::exit(1);
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn run() -> Result<()> {
@@ -120,22 +137,16 @@ pub(crate) fn run() -> Result<()> {
             .arg("--test-threads=2"),
     );
     aarch64(&mut tally);
-
-    println!();
-    for skipped in &tally.skipped {
-        println!("skipped: {skipped}");
-    }
-    for failure in &tally.failures {
-        println!("FAILED: {failure}");
-    }
-    println!("{:.0} s", start.elapsed().as_secs_f64());
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    if tally.failed != 0 {
-        std::process::exit(1);
-    }
-    Ok(())
+    tally.finish(start)
 }
 
+/// `cargo xtask kernel`: the part of it that boots the test kernel.
+pub(crate) fn run_kernel() -> Result<()> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    kernel(&mut tally);
+    tally.finish(start)
+}
 /// The suite in the booted kernel, on three machines, and the faults that it must catch.
 fn kernel(tally: &mut Tally) {
     let mut built = None;
@@ -160,8 +171,9 @@ fn kernel(tally: &mut Tally) {
         }
         println!("    {:.1} s", start.elapsed().as_secs_f64());
     }
-    for (fault, _) in qemu::FAULTS {
-        tally.step(&format!("kernel with the fault {fault}"), || qemu::control(&kernel, fault));
+    tally.step("kernel: the debugger", || qemu::ask_debugger(&kernel));
+    for fault in qemu::FAULTS {
+        tally.step(&format!("kernel with the fault {}", fault.name), || qemu::control(&kernel, fault));
     }
 }
 

@@ -66,21 +66,24 @@ impl<P: Platform> System<P> {
         writeln!(out)
     }
 
-    /// `show malloc`: types by the memory they have, largest first.
+    /// `show malloc`: types by the memory they have, largest first; as comma-separated values with `csv` (`/i`).
     #[doc(alias = "show malloc")]
-    pub fn show_malloc(&self, out: &mut dyn Write) -> Result {
-        writeln!(out, "{:>18} {:>12}  {:>12} {:>12}", "Type", "InUse", "MemUse", "Requests")?;
+    pub fn show_malloc(&self, out: &mut dyn Write, csv: bool) -> Result {
+        if csv {
+            writeln!(out, "Type,InUse,MemUse,Requests")?;
+        } else {
+            writeln!(out, "{:>18} {:>12}  {:>12} {:>12}", "Type", "InUse", "MemUse", "Requests")?;
+        }
         // The next after (bytes, index) in falling order; there is no room to sort in.
         let mut last = None;
         while let Some((bytes, id, totals)) = self.next_type(last) {
-            writeln!(
-                out,
-                "{:>18} {:>12} {:>12}K {:>12}",
-                Name(&self.type_record(id).name),
-                totals.in_use(),
-                bytes.div_ceil(1024),
-                totals.allocs
-            )?;
+            let name = Name(&self.type_record(id).name);
+            let (in_use, requests) = (totals.in_use(), totals.allocs);
+            if csv {
+                writeln!(out, "{name},{in_use},{bytes},{requests}")?;
+            } else {
+                writeln!(out, "{name:>18} {in_use:>12} {:>12}K {requests:>12}", bytes.div_ceil(1024))?;
+            }
             last = Some((bytes, id));
         }
         Ok(())
@@ -100,7 +103,7 @@ impl<P: Platform> System<P> {
         best
     }
 
-    /// `show uma`: zones that were ever used.
+    /// `show uma`: zones of slabs that were ever used.
     #[doc(alias = "show uma")]
     pub fn show_uma(&self, out: &mut dyn Write) -> Result {
         writeln!(
@@ -108,7 +111,7 @@ impl<P: Platform> System<P> {
             "{:>18} {:>6} {:>7} {:>7} {:>11} {:>7} {:>7} {:>10} {:>8}",
             "Zone", "Size", "Used", "Free", "Requests", "Sleeps", "Bucket", "Total Mem", "XFree"
         )?;
-        for class in 0..CLASSES {
+        for class in 0..SLAB_CLASSES {
             let zone = self.zone_figures(class);
             if zone.requests == 0 {
                 continue;
@@ -126,6 +129,21 @@ impl<P: Platform> System<P> {
                 zone.total_bytes,
                 zone.xdomain
             )?;
+        }
+        Ok(())
+    }
+
+    /// `show umacache`: zones that cache what comes from elsewhere, here runs of pages.
+    #[doc(alias = "show umacache")]
+    pub fn show_umacache(&self, out: &mut dyn Write) -> Result {
+        writeln!(out, "{:>18} {:>6} {:>7} {:>7} {:>11} {:>7}", "Zone", "Size", "Used", "Free", "Requests", "Bucket")?;
+        for class in SLAB_CLASSES..CLASSES {
+            let zone = self.zone_figures(class);
+            if zone.requests != 0 {
+                let name = Name(&self.stats().zone(class).name);
+                let (size, used, free) = (zone.item_bytes, zone.used, zone.free);
+                writeln!(out, "{name:>18} {size:>6} {used:>7} {free:>7} {:>11} {:>7}", zone.requests, zone.bucket)?;
+            }
         }
         Ok(())
     }

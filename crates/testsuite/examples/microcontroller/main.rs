@@ -79,6 +79,7 @@ fn main() {
     assert!(port::init());
     // SAFETY: from `alloc` with this layout.
     unsafe { core::alloc::GlobalAlloc::dealloc(&ALLOCATOR, early, layout) };
+    assert!(MISUSE.lock().is_none(), "an early block is not known any more");
     common::main(&Process);
     // The array ends, and that is an answer like any other.
     let id = kern::TypeId::MALLOC;
