@@ -172,6 +172,13 @@ pub(crate) fn forget_all() {
     unsafe { asm!("mov {r}, cr3", "mov cr3, {r}", r = out(reg) _, options(nostack)) };
 }
 
+/// Cycles, for measuring.
+#[cfg(feature = "peers")]
+pub(crate) fn cycles() -> u64 {
+    // SAFETY: reads a counter that every x86-64 has.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 #[repr(C, packed(4))]
 struct Tss {
     reserved0: u32,

@@ -27,6 +27,8 @@ mod frames;
 mod interrupts;
 #[cfg(panic = "abort")]
 mod misuse;
+#[cfg(all(panic = "abort", feature = "peers"))]
+mod peers;
 #[cfg(panic = "abort")]
 mod port;
 #[cfg(panic = "abort")]

@@ -236,7 +236,12 @@ pub(crate) fn may_sleep() -> Result<(), &'static str> {
 
 /// Sleeps until [`wake_all`] for this word, unless it has another value than `seen` already: compared under the lock that
 /// whoever wakes takes, so that no wake-up falls between.
+///
+/// Panics where sleeping is forbidden: a thread that slept with interrupts masked would wake on a CPU whose are not.
 pub(crate) fn wait(word: &AtomicU32, seen: u32) {
+    if let Err(why) = may_sleep() {
+        panic!("somebody sleeps {why}");
+    }
     let Some(me) = current() else { return };
     if breaks::LOST_WAKEUP.load(Ordering::Relaxed) && word.load(Ordering::SeqCst) != seen {
         return;

@@ -32,11 +32,19 @@ pub(crate) static CONSOLE: Lock<SpinLock, Raw> = Lock::new(Raw);
 /// Prints a line.
 macro_rules! println {
     ($($text:tt)*) => {{
-        use core::fmt::Write as _;
-        let _ = writeln!($crate::serial::CONSOLE.lock(), $($text)*);
+        // The arguments first: they may do anything, which is too much with the lock held.
+        match format_args!($($text)*) {
+            line => $crate::serial::print(line),
+        }
     }};
 }
 pub(crate) use println;
+
+/// Prints a line, not mixed with another CPU's.
+pub(crate) fn print(line: fmt::Arguments<'_>) {
+    use fmt::Write as _;
+    let _ = writeln!(CONSOLE.lock(), "{line}");
+}
 
 /// Reads a line, echoing it. Its length; what does not fit is dropped.
 pub(crate) fn read_line(buffer: &mut [u8]) -> usize {

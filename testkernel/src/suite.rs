@@ -140,6 +140,8 @@ pub(crate) extern "C" fn main(_: usize) -> ! {
         }
     }
     tally.print(&host);
+    #[cfg(feature = "peers")]
+    crate::peers::measure(&host);
     let count = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     println!(
         "kernel: {} switches, {} preemptions, {} migrations, {} sleeps, {} ticks",

@@ -43,6 +43,7 @@ Usage: cargo xtask COMMAND
       --debugger C  enters the debugger after the suite and gives it command C (\"show malloc\"); repeatable
       --break NAME  with a fault put in, which the suite must catch: section-mask, tlb-shootdown, fpu-save, red-zone,
                     lost-wakeup, depot-race
+  qemu --peers      threads that box, on our allocator and others in the same kernel; writes docs/benchmarks/kernel.md
   kernel            what test does with the kernel: the suite on three machines, the debugger, every fault
   suite             the same list of tests on the fake machine, in a Linux process and in the kernel, side by side
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)

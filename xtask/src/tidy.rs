@@ -21,8 +21,19 @@ pub(crate) fn format() -> Result<()> {
 
 pub(crate) fn clippy() -> Result<()> {
     // Under the workspace's own profiles the kernel is a program without contents.
-    let kernel =
-        ["clippy", "--quiet", "--package", "kernmalloc-testkernel", "--profile", "kernel", "--", "-D", "warnings"];
+    let kernel = [
+        "clippy",
+        "--quiet",
+        "--package",
+        "kernmalloc-testkernel",
+        "--profile",
+        "kernel",
+        "--features",
+        "peers",
+        "--",
+        "-D",
+        "warnings",
+    ];
     shell::run(shell::cargo().env("RUSTFLAGS", qemu::RUSTFLAGS).args(kernel))?;
     shell::run(shell::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
