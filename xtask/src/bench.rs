@@ -258,7 +258,8 @@ fn document(tables: &str, machine: &str, options: &Options) -> String {
         "# Benchmarks\n\n\
          A record, made by `cargo xtask bench`; the raw figures of every run are in\n\
          [benchmarks/figures.csv](benchmarks/figures.csv). Small programs are in [benchmarks/small.md](benchmarks/small.md), the\n\
-         price of a reader in [benchmarks/reader.md](benchmarks/reader.md).\n\n\
+         price of a reader in [benchmarks/reader.md](benchmarks/reader.md), allocators of kernels in\n\
+         [benchmarks/kernel.md](benchmarks/kernel.md).\n\n\
          Every figure is a median of {} runs{}, the allocators taking turns within each round. Time is CPU time, user and\n\
          system, of all threads; where a row counts operations (a malloc or a free; a push), it is CPU time per operation, with\n\
          the program's own work in it. All allocators are preloaded in the same way, except glibc, which needs no preload.\n\

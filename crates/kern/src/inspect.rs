@@ -276,3 +276,29 @@ impl core::fmt::Display for Humanized {
         f.pad(core::str::from_utf8(text.as_bytes()).unwrap_or("?"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+    use std::string::ToString;
+
+    use super::{Humanized, Name};
+
+    #[test]
+    fn figures_are_those_of_vmstat() {
+        for (value, divisor, expected) in [
+            (0, 1024, "0"),
+            (999, 1000, "999"),
+            (1000, 1000, "1.0k"),
+            (1023, 1024, "1023"),
+            (1536, 1024, "1.5K"),
+            (9949, 1000, "9.9k"),
+            (9950, 1000, "10k"),
+            (78_644 << 10, 1024, "77M"),
+            (u64::MAX, 1024, "16E"),
+        ] {
+            assert_eq!(Humanized(value, divisor).to_string(), expected, "{value}");
+        }
+        assert_eq!(format!("{:>5}|{:>7}|", Humanized(1536, 1024), Name(b"isr\0\0")), " 1.5K|    isr|");
+    }
+}
