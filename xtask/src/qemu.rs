@@ -348,7 +348,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("show malloc /i", "Type,InUse,MemUse,Requests"),
     ("show uma", "              Zone   Size    Used    Free    Requests  Sleeps  Bucket  Total Mem    XFree"),
     ("show umacache", "              Zone   Size    Used    Free    Requests  Bucket"),
-    ("show vmem", "vmem 0xffffffff"),
+    ("show vmem", "arena heap: quantum 0x1000"),
     ("show multizone_matches 10", "0x10 is in no block"),
     ("show threads", "thread 0: Running"),
     ("trace", "  at 0xffffffff8"),

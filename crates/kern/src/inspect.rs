@@ -192,34 +192,17 @@ impl<P: Platform> System<P> {
     #[doc(alias = "show vmem")]
     pub unsafe fn show_vmem(&self, out: &mut dyn Write) -> Result {
         // SAFETY: 1.
-        let pages = unsafe { &*self.page_arena() };
-        let counts = pages.counts();
-        let bytes = |pages: u64| pages << P::PAGE_SHIFT;
-        let free = counts.free_dirty + counts.free_clean;
-        writeln!(out, "vmem {:#x} 'heap'", self.page_arena() as usize)?;
-        writeln!(out, "\tquantum:\t{}", Self::PAGE)?;
-        writeln!(out, "\tsize:\t{}", bytes(counts.out + free))?;
-        writeln!(out, "\tinuse:\t{}", bytes(counts.out))?;
-        writeln!(out, "\tfree:\t{}", bytes(free))?;
-        writeln!(out, "\tbusy tags:\t{}", pages.segments(false).count())?;
-        writeln!(out, "\tfree tags:\t{}", pages.segments(true).count())
+        unsafe { (*self.page_arena()).arena() }.print_summary(out)
     }
 
-    /// `show vmemdump`: every segment of that arena.
+    /// `show vmemdump`: the same, and every segment of that arena.
     ///
     /// # Safety
     /// 1. As for [`show_vmem`](Self::show_vmem).
     #[doc(alias = "show vmemdump")]
     pub unsafe fn show_vmemdump(&self, out: &mut dyn Write) -> Result {
         // SAFETY: 1.
-        let pages = unsafe { &*self.page_arena() };
-        for is_free in [false, true] {
-            for (base, size) in pages.segments(is_free) {
-                let what = if is_free { "free" } else { "allocated" };
-                writeln!(out, "{base:#x} {size:#x} {what}")?;
-            }
-        }
-        Ok(())
+        unsafe { (*self.page_arena()).arena() }.print(out)
     }
 
     /// `show multizone_matches`: what an address is, as one line: block, size, type, whether it is live.

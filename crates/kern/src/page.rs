@@ -10,7 +10,7 @@ use core::marker::PhantomData;
 
 use abi::{AtomicU64, Ordering, page};
 use platform::{Lock, Platform};
-use vmem::{Fit, RawArena, Request, Segment, SegmentKind, Tag};
+use vmem::{Fit, RawArena, Request, Tag};
 
 use crate::meta::Meta;
 
@@ -349,11 +349,9 @@ impl<P: Platform> Pages<P> {
         self.counts
     }
 
-    /// Base and size of every free segment, or of every other.
-    pub(crate) fn segments(&self, free: bool) -> impl Iterator<Item = (usize, usize)> {
-        let kind = if free { SegmentKind::Free } else { SegmentKind::Allocated };
-        let of_kind = move |segment: &Segment| segment.kind == kind;
-        self.arena.segments().filter(of_kind).map(|segment| (segment.base, segment.size))
+    /// The arena, to be printed.
+    pub(crate) fn arena(&self) -> &RawArena {
+        &self.arena
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
