@@ -292,15 +292,16 @@ pub struct TypeTotals {
 
 impl TypeTotals {
     /// Sums the lines of one type: every slot's frees before any slot's allocations, so that in-use is never
-    /// negative however the program runs meanwhile.
-    pub fn read<'a>(lines: impl Iterator<Item = LineView<'a>> + Clone) -> Self {
+    /// negative however the program runs meanwhile. `lines` is asked twice, and must look each time how many slots are in
+    /// use: a block may come from a slot that was first entered after the frees were read.
+    pub fn read<'a, I: Iterator<Item = LineView<'a>>>(mut lines: impl FnMut() -> I) -> Self {
         let mut sum = Self::default();
-        for view in lines.clone() {
+        for view in lines() {
             let (frees, bytes) = view.freed();
             sum.bytes_freed = sum.bytes_freed.wrapping_add(bytes);
             sum.frees = sum.frees.wrapping_add(frees);
         }
-        for view in lines {
+        for view in lines() {
             let line = view.line;
             sum.allocs = sum.allocs.wrapping_add(line.allocs.load(Ordering::Acquire));
             let allocated = line.bytes_allocated.load(Ordering::Acquire);
@@ -348,7 +349,7 @@ mod tests {
 
     fn totals(rows: &[TwoTypes], index: usize) -> TypeTotals {
         // SAFETY: there are two types.
-        TypeTotals::read(rows.iter().map(|row| unsafe { row.row().view(index) }))
+        TypeTotals::read(|| rows.iter().map(|row| unsafe { row.row().view(index) }))
     }
 
     #[test]
@@ -360,6 +361,21 @@ mod tests {
         let sum = totals(&rows, 1);
         assert_eq!((sum.in_use(), sum.bytes_in_use(), sum.allocs, sum.bytes_requested), (0, 0, 1, 40));
         assert_eq!(sum.size_mask, 4);
+    }
+
+    #[test]
+    fn a_slot_that_appears_between_the_passes_is_read() {
+        let rows = [TwoTypes::default(), TwoTypes::default()];
+        rows[1].lines[0].count_alloc(48, 40, 0);
+        // SAFETY: there are two types.
+        unsafe { rows[0].row().count_free(0, FreeSize::new(48)) };
+        let mut used = 0;
+        let sum = TypeTotals::read(|| {
+            used += 1;
+            // SAFETY: as above.
+            rows[..used].iter().map(|row| unsafe { row.row().view(0) })
+        });
+        assert_eq!((sum.in_use(), sum.bytes_in_use()), (0, 0));
     }
 
     #[test]

@@ -53,14 +53,14 @@ enum Break {
 
 fn read(rows: &[OneType; 2], how: Break) -> TypeTotals {
     if how != Break::Order {
-        return TypeTotals::read(rows.iter().map(OneType::view));
+        return TypeTotals::read(|| rows.iter().map(OneType::view));
     }
     let mut sum = TypeTotals::default();
     for row in rows {
         sum.allocs += row.line.allocs.load(Ordering::Acquire);
         sum.bytes_allocated += row.line.bytes_allocated.load(Ordering::Acquire);
     }
-    let later = TypeTotals::read(rows.iter().map(OneType::view));
+    let later = TypeTotals::read(|| rows.iter().map(OneType::view));
     TypeTotals { frees: later.frees, bytes_freed: later.bytes_freed, ..sum }
 }
 
@@ -245,10 +245,10 @@ fn cross_frees(locked: bool) {
                 })
             })
             .collect();
-        assert_sane(&TypeTotals::read(slots.iter().map(|slot| slot.counts.view())));
+        assert_sane(&TypeTotals::read(|| slots.iter().map(|slot| slot.counts.view())));
         let mut items: Vec<usize> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         let live = items.len() as u64;
-        let sum = TypeTotals::read(slots.iter().map(|slot| slot.counts.view()));
+        let sum = TypeTotals::read(|| slots.iter().map(|slot| slot.counts.view()));
         assert_eq!((sum.in_use(), sum.bytes_in_use()), (live, 48 * live), "the counts are not those of the items");
         for slot in slots.iter() {
             // SAFETY: all threads are done.

@@ -197,14 +197,14 @@ impl Stats {
 
     /// A type's counters, summed over the slots that were ever used.
     pub(crate) fn totals(&self, id: TypeId) -> TypeTotals {
-        let slots = self.header().type_lines.used.load(Ordering::Relaxed) as usize;
+        let slots = || self.header().type_lines.used.load(Ordering::Acquire) as usize;
         // SAFETY: 1. a row has a line for every type there can be.
-        TypeTotals::read((0..slots).map(|slot| unsafe { self.row(slot).view(id.index()) }))
+        TypeTotals::read(|| (0..slots()).map(|slot| unsafe { self.row(slot).view(id.index()) }))
     }
 
     /// The slot's lines are in use from now on.
     pub(crate) fn count_slot(&self, slot: usize) {
-        self.header().type_lines.used.fetch_max(slot as u64 + 1, Ordering::Relaxed);
+        self.header().type_lines.used.fetch_max(slot as u64 + 1, Ordering::Release);
     }
 
     /// Folds the sum of all peaks into the type's mark, and forgets the peak of the slot's own line.

@@ -392,22 +392,38 @@ fn read_lib(map: &Map, at: u64) -> Result<Library> {
 /// Bytes of a row before its first type line.
 const SLOT_LINE: u64 = size_of::<SlotLine>() as u64;
 
+/// Slots in use by now, which may be more than the layout says: a block may have come from one that was first entered a moment ago.
+fn slots_now(map: &Map, layout: &Layout) -> Result<u64> {
+    let field = |offset: usize| map.u64("type lines", at!(type_lines) + offset as u64);
+    let used = field(offset_of!(Section, used))?.min(field(offset_of!(Section, capacity))?);
+    Ok(used.max(layout.type_lines.used))
+}
+
 fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<MallocType> {
     let what = "type";
     let at = layout.types.at(index, 0, 0)?;
     let field = |offset: usize| at + offset as u64;
-    let lines = |map: &'_ Map| -> Result<TypeTotals> {
-        let mut refs = Vec::with_capacity(layout.type_lines.used as usize);
-        for slot in 0..layout.type_lines.used {
-            let row = layout.type_lines.at(slot, 0, 0)?;
-            let at = layout.type_lines.at(slot, index, size_of::<TypeLine>() as u64)?.saturating_add(SLOT_LINE);
-            refs.push(LineView::new(map.slot_line(row)?, map.line(at)?, index as usize));
-        }
-        Ok(TypeTotals::read(refs.into_iter()))
-    };
-    let mut totals = lines(older)?;
-    if !std::ptr::eq(older, newer) {
-        totals = TypeTotals { frees: totals.frees, bytes_freed: totals.bytes_freed, ..lines(newer)? };
+    let mut maps = [older, newer].into_iter();
+    let mut failed = None;
+    let totals = TypeTotals::read(|| {
+        let map = maps.next().unwrap_or(newer);
+        let views = slots_now(map, layout).and_then(|slots| {
+            let view = |slot| {
+                let row = layout.type_lines.at(slot, 0, 0)?;
+                let at = layout.type_lines.at(slot, index, size_of::<TypeLine>() as u64)?.saturating_add(SLOT_LINE);
+                Ok(LineView::new(map.slot_line(row)?, map.line(at)?, index as usize))
+            };
+            (0..slots).map(view).collect::<Result<Vec<_>>>()
+        });
+        views
+            .unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
+            .into_iter()
+    });
+    if let Some(error) = failed {
+        return Err(error);
     }
     let lib = newer.u32(what, field(offset_of!(TypeRecord, lib)))?;
     let stored_high = newer.u64(what, field(offset_of!(TypeRecord, high_water_bytes)))?;

@@ -128,12 +128,11 @@ impl Inner {
     /// The sums of a type, as a reader computes them.
     pub(crate) fn totals(&self, id: TypeId) -> TypeTotals {
         let section = &self.header().type_lines;
-        let used = section.used.load(Ordering::Relaxed);
         let view = |slot: u64| {
             // SAFETY: 1. a row of the section. 1. a type that was registered.
             unsafe { Row::new(self.at::<SlotLine>(section.offset + slot * section.stride)).view(id.index()) }
         };
-        TypeTotals::read((0..used).map(view))
+        TypeTotals::read(|| (0..section.used.load(Ordering::Acquire)).map(view))
     }
 
     /// The high-water mark of a type, as a reader computes it.
