@@ -14,6 +14,7 @@ mod slot;
 mod stats;
 mod system;
 pub mod text;
+pub mod zone;
 
 pub use page::PageCounts;
 pub use slot::SLOT_STRIDE_BYTES;

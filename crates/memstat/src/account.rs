@@ -297,7 +297,7 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
                     append(&mut out.kept, at.clone());
                 }
                 match kind {
-                    page::SLAB => out.slab_absent += absent,
+                    page::SLAB | page::ZONE_SLAB => out.slab_absent += absent,
                     page::LARGE | page::LARGE_TAIL => out.large_absent += absent,
                     page::CACHED_RUN => out.run_absent += absent,
                     page::FREE_DIRTY => out.dirty_absent += absent,
