@@ -45,6 +45,20 @@ impl BucketPtr {
     }
 }
 
+/// An empty bucket that goes back to the pool unless it is taken, also when a callback panics.
+struct Spare<'z, 's, P: Platform> {
+    zone: &'z RawZone<'s, P>,
+    bucket: Option<BucketPtr>,
+}
+
+impl<P: Platform> Drop for Spare<'_, '_, P> {
+    fn drop(&mut self) {
+        if let Some(bucket) = self.bucket.take() {
+            self.zone.system.pool.lock().put(bucket);
+        }
+    }
+}
+
 impl<P: Platform> RawZone<'_, P> {
     /// How many items a new bucket should hold; 0 for none.
     pub(super) fn bucket_items(&self) -> usize {
@@ -69,19 +83,14 @@ impl<P: Platform> RawZone<'_, P> {
         let larger = (size * 2 + 1).min(bucket_max(self.core.item_bytes.get()));
         self.core.bucket_size.fetch_max(larger, Ordering::Relaxed);
         self.core.record().bucket_size.store(larger as u64, Ordering::Relaxed);
-        let mut bucket = self.system.pool.lock().get(&self.system.meta, size)?;
+        let bucket = self.system.pool.lock().get(&self.system.meta, size)?;
+        let mut spare = Spare { zone: self, bucket: Some(bucket) };
+        let bucket = spare.bucket.as_mut()?;
         let want = size.min(bucket.capacity());
         // SAFETY: the bucket has room for `want`.
-        match unsafe { self.import(domain, bucket.items(), want, How::NOWAIT) } {
-            Ok(got) => {
-                bucket.set_count(got);
-                Some(bucket)
-            }
-            Err(_) => {
-                self.system.pool.lock().put(bucket);
-                None
-            }
-        }
+        let got = unsafe { self.import(domain, bucket.items(), want, How::NOWAIT) }.ok()?;
+        bucket.set_count(got);
+        spare.bucket.take()
     }
 
     /// A bucket of the depot whose items are ready for use.

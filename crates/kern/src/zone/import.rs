@@ -11,6 +11,20 @@ use super::core::special;
 use super::depot::BATCH;
 use super::limit::{Limit, Sleeper};
 
+/// Items paid for at the limit that are not there yet. Dropped, by a failure or a panic of a callback, it pays them back.
+struct Paid<'z, 's, P: Platform> {
+    zone: &'z RawZone<'s, P>,
+    count: usize,
+}
+
+impl<P: Platform> Drop for Paid<'_, '_, P> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            self.zone.repay(self.count);
+        }
+    }
+}
+
 impl<P: Platform> RawZone<'_, P> {
     /// Up to `want` items from the keg or the import function, paid for. At least one, or why not.
     ///
@@ -27,13 +41,11 @@ impl<P: Platform> RawZone<'_, P> {
         if paid == 0 {
             return Err(Fail::Limit);
         }
+        let mut paid = Paid { zone: self, count: paid };
         // SAFETY: 1.
-        let got = unsafe { self.import_paid(domain, out, paid, how) };
-        let back = paid - got.unwrap_or(0);
-        if back > 0 {
-            self.repay(back);
-        }
-        got
+        let got = unsafe { self.import_paid(domain, out, paid.count, how) }?;
+        paid.count -= got;
+        Ok(got)
     }
 
     /// # Safety
@@ -106,6 +118,13 @@ impl<P: Platform> RawZone<'_, P> {
     /// One item past the caches, `only` from this domain or with this domain first.
     pub(super) fn import_from(&self, domain: usize, only: bool, how: How) -> Result<CacheEntry, Fail> {
         self.pay_one(how)?;
+        let mut paid = Paid { zone: self, count: 1 };
+        let entry = self.import_paid_one(domain, only, how)?;
+        paid.count = 0;
+        Ok(entry)
+    }
+
+    fn import_paid_one(&self, domain: usize, only: bool, how: How) -> Result<CacheEntry, Fail> {
         let mut fetched = false;
         loop {
             let fail = match self.take_one(domain, only, how) {
@@ -119,16 +138,11 @@ impl<P: Platform> RawZone<'_, P> {
                 continue;
             }
             if fail != Fail::Memory || how.wait == Wait::No || self.core.keg().is_none() {
-                self.repay(1);
                 return Err(fail);
             }
             match self.sleep_for_memory(|| self.take_one(domain, only, how)) {
                 Err(Fail::Memory) => {}
-                Err(fail) => {
-                    self.repay(1);
-                    return Err(fail);
-                }
-                Ok(entry) => return Ok(entry),
+                result => return result,
             }
         }
     }

@@ -47,7 +47,9 @@ pub(crate) struct Cut {
 
 impl Cut {
     pub(crate) const fn new(layout: KegLayout) -> Self {
-        Self { layout, reciprocal: reciprocal(layout.stride_bytes) }
+        // A stride of one needs no division, and its reciprocal would not fit a word.
+        let reciprocal = if layout.stride_bytes == 1 { 0 } else { reciprocal(layout.stride_bytes) };
+        Self { layout, reciprocal }
     }
 
     /// Index of the item that starts at `addr`, for an address in `slab`.
