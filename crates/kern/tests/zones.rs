@@ -33,6 +33,8 @@ fn destroy(zone: Raw<'_>) -> Destroyed {
 fn on(cpus: usize, domains: usize, test: impl FnOnce(&World)) {
     let world = World::boot(Config { domains, ..config(cpus, 1) });
     world.machine.run(|| test(&world));
+    let reports = world.machine.take_reports();
+    assert!(reports.is_empty(), "reported: {reports:x?}");
 }
 
 #[test]

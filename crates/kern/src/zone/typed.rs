@@ -85,7 +85,10 @@ impl<'s, P: Platform, T: Send> Zone<'s, P, T> {
     /// # Errors
     /// As [`alloc`](Self::alloc).
     pub fn alloc_reset(&self, how: How, reset: fn(&mut T)) -> Result<ZoneBox<'_, P, T>, Fail> {
-        Ok(ZoneBox { reset: Some(reset), ..self.alloc(how)? })
+        // Not by `..self.alloc(how)?`: that copies the fields, and drops the box they came from.
+        let mut value = self.alloc(how)?;
+        value.reset = Some(reset);
+        Ok(value)
     }
 
     /// The zone as untyped: for limits, reserves and statistics.
