@@ -105,14 +105,10 @@ impl<P: Platform> RawZone<'_, P> {
     /// The slab and the state of an item that starts at `addr`. Null is `Err(None)`.
     #[inline(always)]
     fn locate(&self, addr: usize) -> Result<(*mut ZoneSlab, *mut u8), Option<Misuse>> {
-        let slab = if self.system.in_heap(addr) {
-            let word = self.system.word(addr);
-            if page::code(word) != page::ZONE_SLAB {
-                return Err(Some(Misuse::InvalidFree));
-            }
-            page::descriptor(word) as *mut ZoneSlab
-        } else {
-            self.locate_outside(addr)?
+        let slab = match self.system.word_of_any(addr) {
+            Some(word) if page::code(word) == page::ZONE_SLAB => page::descriptor(word) as *mut ZoneSlab,
+            Some(_) => return Err(Some(Misuse::InvalidFree)),
+            None => self.locate_outside(addr)?,
         };
         let Some(keg) = self.core.keg() else { return Err(Some(Misuse::InvalidFree)) };
         // SAFETY: the word or the table named a slab, whose descriptor is readable.
