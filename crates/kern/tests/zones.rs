@@ -699,7 +699,7 @@ fn threads_share_a_zone() {
                                 unsafe { *item.add(1) = item as usize ^ thread };
                                 mine.push(item);
                             } else {
-                                let item = mine.swap_remove(seed >> 20 & 0xffff_ffff % mine.len());
+                                let item = mine.swap_remove((seed >> 20 & 0xffff_ffff) % mine.len());
                                 // SAFETY: ours.
                                 assert_eq!(unsafe { *item.add(1) }, item as usize ^ thread);
                                 give(&zone, item.cast());
