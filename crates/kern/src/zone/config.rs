@@ -171,24 +171,54 @@ pub type Init = unsafe fn(*mut (), *mut u8, usize, Wait) -> bool;
 /// `(context, item, bytes)`: undoes `init`.
 pub type Fini = unsafe fn(*mut (), *mut u8, usize);
 
-/// What a zone's maker runs on items. All are called with no lock held and outside of every section; they may use other zones.
+/// What a zone's maker runs on items. All are called with no lock held and outside of every section; they may use other zones. None may
+/// unwind, but for the `init` of a zone with a keg of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Callbacks {
-    /// Handed to each of them.
-    pub context: *mut (),
-    /// See [`Ctor`].
-    pub ctor: Option<Ctor>,
-    /// See [`Dtor`].
-    pub dtor: Option<Dtor>,
-    /// See [`Init`].
-    pub init: Option<Init>,
-    /// See [`Fini`].
-    pub fini: Option<Fini>,
+    pub(super) context: *mut (),
+    pub(super) ctor: Option<Ctor>,
+    pub(super) dtor: Option<Dtor>,
+    pub(super) init: Option<Init>,
+    pub(super) fini: Option<Fini>,
 }
 
 impl Callbacks {
     /// None.
     pub const NONE: Self = Self { context: core::ptr::null_mut(), ctor: None, dtor: None, init: None, fini: None };
+
+    /// None yet, of a zone whose callbacks are handed `context`.
+    ///
+    /// # Safety
+    /// 1. The callbacks that are added may be called with `context`, and otherwise as their types say, by any thread, from the zone's making
+    ///    to its end.
+    #[must_use]
+    pub const unsafe fn new(context: *mut ()) -> Self {
+        Self { context, ..Self::NONE }
+    }
+
+    /// With this one, see [`Ctor`].
+    #[must_use]
+    pub const fn ctor(self, ctor: Ctor) -> Self {
+        Self { ctor: Some(ctor), ..self }
+    }
+
+    /// With this one, see [`Dtor`].
+    #[must_use]
+    pub const fn dtor(self, dtor: Dtor) -> Self {
+        Self { dtor: Some(dtor), ..self }
+    }
+
+    /// With this one, see [`Init`].
+    #[must_use]
+    pub const fn init(self, init: Init) -> Self {
+        Self { init: Some(init), ..self }
+    }
+
+    /// With this one, see [`Fini`].
+    #[must_use]
+    pub const fn fini(self, fini: Fini) -> Self {
+        Self { fini: Some(fini), ..self }
+    }
 }
 
 /// A function and its context: `uma_maxaction_t`.
@@ -200,26 +230,54 @@ pub struct Action {
     pub run: unsafe fn(*mut ()),
 }
 
+/// `(context, bytes, align, domain, wait)`: pages nobody else uses, or null.
+pub type PagesAlloc = unsafe fn(*mut (), usize, usize, usize, Wait) -> *mut u8;
+/// `(context, pages, bytes)`: takes pages back.
+pub type PagesFree = unsafe fn(*mut (), *mut u8, usize);
+
 /// A zone's own page supply: `uma_zone_set_allocf`, `uma_zone_set_freef`.
 #[derive(Clone, Copy, Debug)]
 pub struct Supply {
-    /// Handed to both.
-    pub context: *mut (),
-    /// `(context, bytes, align, domain, wait)`: pages nobody else uses, or null. Not of the heap, or handed out by it as a whole.
-    pub alloc: unsafe fn(*mut (), usize, usize, usize, Wait) -> *mut u8,
-    /// `(context, pages, bytes)`: takes them back.
-    pub free: unsafe fn(*mut (), *mut u8, usize),
+    pub(super) context: *mut (),
+    pub(super) alloc: PagesAlloc,
+    pub(super) free: PagesFree,
 }
+
+impl Supply {
+    /// A supply of two functions, both handed `context`.
+    ///
+    /// # Safety
+    /// 1. Both may be called as their types say, by any thread, while the zone lives.
+    /// 2. Pages from `alloc` are aligned as asked, writable, not the heap's, and the zone's alone until `free`.
+    #[must_use]
+    pub const unsafe fn new(context: *mut (), alloc: PagesAlloc, free: PagesFree) -> Self {
+        Self { context, alloc, free }
+    }
+}
+
+/// `(context, out, want, domain, wait)`: writes up to `want` items and says how many.
+pub type Import = unsafe fn(*mut (), *mut *mut u8, usize, usize, Wait) -> usize;
+/// `(context, items, count)`: takes items back.
+pub type Release = unsafe fn(*mut (), *const *mut u8, usize);
 
 /// Where a cache zone's items come from: `uma_zcache_create`.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// Handed to both.
-    pub context: *mut (),
-    /// `(context, out, want, domain, wait)`: writes up to `want` items, none of them null, and says how many.
-    pub import: unsafe fn(*mut (), *mut *mut u8, usize, usize, Wait) -> usize,
-    /// `(context, items, count)`: takes them back.
-    pub release: unsafe fn(*mut (), *const *mut u8, usize),
+    pub(super) context: *mut (),
+    pub(super) import: Import,
+    pub(super) release: Release,
+}
+
+impl Source {
+    /// A source of two functions, both handed `context`.
+    ///
+    /// # Safety
+    /// 1. Both may be called as their types say, by any thread, while the zone lives.
+    /// 2. No item from `import` is null. The zone does not look into items unless asked to zero them.
+    #[must_use]
+    pub const unsafe fn new(context: *mut (), import: Import, release: Release) -> Self {
+        Self { context, import, release }
+    }
 }
 
 /// A zone to be made.

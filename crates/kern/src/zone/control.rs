@@ -78,7 +78,7 @@ impl<P: Platform> RawZone<'_, P> {
         self.core.record().limit.store(items as u64, Ordering::Relaxed);
         self.settle_limit(|limit| limit.set_max(items));
         if items != 0 {
-            // What is cached above the limit would be served past it.
+            // At once, rather than by the next request that finds its CPU's cache above the limit.
             self.fetch_back();
         }
     }

@@ -185,6 +185,7 @@ impl<P: Platform> RawZone<'_, P> {
         });
         if wanted {
             self.wake();
+            self.system.tell_memory();
         }
     }
 
@@ -197,6 +198,7 @@ impl<P: Platform> RawZone<'_, P> {
         self.core.strays.fetch_add(1, Ordering::SeqCst);
         if self.core.special() & special::SLEEPERS != 0 {
             self.wake();
+            self.system.tell_memory();
         }
         // Nobody else may come by: what can be put back now is.
         self.collect_strays();

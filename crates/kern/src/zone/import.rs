@@ -239,9 +239,14 @@ impl<P: Platform> RawZone<'_, P> {
         self.core.record().sleeps.fetch_add(1, Ordering::Relaxed);
         self.core.record().sleepers.fetch_add(1, Ordering::Relaxed);
         self.system.reclaim();
+        let is_smr = self.core.special() & special::SMR != 0;
         let result = loop {
             let seen = registry.memory.load(Ordering::SeqCst);
             match take() {
+                Err(Fail::Memory) if is_smr && self.deferred_items() > 0 => {
+                    registry.smr.synchronize();
+                    self.fetch_back();
+                }
                 Err(Fail::Memory) => P::wait(&registry.memory, seen),
                 result => break result,
             }

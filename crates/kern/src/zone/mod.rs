@@ -60,7 +60,8 @@ mod table;
 mod typed;
 
 pub use config::{
-    Action, Callbacks, Ctor, Dtor, Fail, Fini, Flags, How, Init, Reclaim, Source, Supply, Wait, ZoneConfig, ZoneError,
+    Action, Callbacks, Ctor, Dtor, Fail, Fini, Flags, How, Import, Init, PagesAlloc, PagesFree, Reclaim, Release,
+    Source, Supply, Wait, ZoneConfig, ZoneError,
 };
 pub use control::{ItemInfo, ZoneStats};
 pub use create::Destroyed;

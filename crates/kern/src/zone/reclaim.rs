@@ -158,7 +158,7 @@ impl<P: Platform> RawZone<'_, P> {
 }
 
 impl<P: Platform> System<P> {
-    /// Calls `f` for every zone; zones may come and go meanwhile, and `f` may make some.
+    /// Calls `f` for every zone; zones may come and go meanwhile, and `f` may make some, but must not destroy the one it is called for.
     pub fn each_zone(&self, mut f: impl FnMut(RawZone<'_, P>)) {
         let mut core = {
             let list = self.registry.list.lock();

@@ -58,16 +58,10 @@ impl<'s, P: Platform, T: Send> Zone<'s, P, T> {
     /// # Errors
     /// As [`System::zcreate`].
     pub fn new(system: &'s System<P>, name: &str, make: fn() -> Option<T>) -> Result<Self, ZoneError> {
+        // SAFETY: 1. `init` and `fini` are for items of a `T`, and the context is what they want.
+        let callbacks = unsafe { Callbacks::new(context_of(make)) }.init(init::<T>).fini(fini::<T>);
         // A value without size takes a byte, so that every owner has an address of his own.
-        let config = ZoneConfig {
-            callbacks: Callbacks {
-                context: context_of(make),
-                init: Some(init::<T>),
-                fini: Some(fini::<T>),
-                ..Callbacks::NONE
-            },
-            ..ZoneConfig::new(name, size_of::<T>().max(1), align_of::<T>())
-        };
+        let config = ZoneConfig { callbacks, ..ZoneConfig::new(name, size_of::<T>().max(1), align_of::<T>()) };
         Ok(Self { raw: system.zcreate(&config)?, values: PhantomData })
     }
 

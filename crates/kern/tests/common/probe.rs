@@ -72,11 +72,13 @@ impl Probe {
     }
 
     pub(crate) fn supply(&self) -> Supply {
-        Supply { context: self.context(), alloc: supply_alloc, free: supply_free }
+        // SAFETY: 1. leaked. 2. of the C library's.
+        unsafe { Supply::new(self.context(), supply_alloc, supply_free) }
     }
 
     pub(crate) fn source(&self) -> Source {
-        Source { context: self.context(), import, release }
+        // SAFETY: 1. leaked. 2. counted from 1.
+        unsafe { Source::new(self.context(), import, release) }
     }
 
     /// What was made and not unmade: by `init`, `ctor`, `import`, the supply.
@@ -85,8 +87,16 @@ impl Probe {
         (state.inited.len(), state.constructed.len(), state.imported.len(), state.pages.len())
     }
 
+    /// Of a zone whose items are no memory.
+    pub(crate) fn init_fini(&self) -> Callbacks {
+        // SAFETY: 1. leaked; without `touches` they look at no item.
+        unsafe { Callbacks::new(self.context()) }.init(init).fini(fini)
+    }
+
     pub(crate) fn callbacks(&self) -> Callbacks {
-        Callbacks { context: self.context(), ctor: Some(ctor), dtor: Some(dtor), init: Some(init), fini: Some(fini) }
+        // SAFETY: 1. leaked; callbacks of any item.
+        let none = unsafe { Callbacks::new(self.context()) };
+        none.ctor(ctor).dtor(dtor).init(init).fini(fini)
     }
 }
 

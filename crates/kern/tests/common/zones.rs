@@ -297,10 +297,7 @@ impl<'w> Model<'w> {
                 let primary = primary.map(|zone| zone.raw).unwrap();
                 system.zsecond_create("secondary", primary, callbacks)
             }
-            Kind::Cache => {
-                let callbacks = Callbacks { ctor: None, dtor: None, ..callbacks };
-                system.zcache_create("cache", bytes, flags, callbacks, probe.source())
-            }
+            Kind::Cache => system.zcache_create("cache", bytes, flags, probe.init_fini(), probe.source()),
             _ => {
                 let plain = matches!(kind, Kind::Plain | Kind::RoundRobin | Kind::PerCpu);
                 system.zcreate(&ZoneConfig {
