@@ -400,6 +400,26 @@ fn items_freed_in_another_domain_go_home() {
     });
 }
 
+/// Sorting a bucket must not look at an item that it has sent away: its slab may be gone by then.
+#[test]
+fn items_on_their_way_home_may_be_the_last_of_their_slabs() {
+    on(4, 4, |world| {
+        let zone = world.system.zcreate(&ZoneConfig::new("homeless", 4096, 8)).unwrap();
+        // Depots that take little: most of what comes home goes on to its slab, which is then empty and goes.
+        zone.set_maxcache(60);
+        let mut items = Vec::new();
+        for n in 0..240 {
+            Machine::set_cpu(Some(n % 4));
+            items.push(take(&zone));
+        }
+        Machine::set_cpu(Some(0));
+        items.into_iter().for_each(|item| give(&zone, item));
+        zone.validate().unwrap();
+        assert!(zone.stats().outside <= 60 && zone.stats().xdomain > 100, "{:?}", zone.stats());
+        destroy(zone);
+    });
+}
+
 #[test]
 fn per_cpu_items_have_a_copy_per_cpu_a_page_apart() {
     on(64, 1, |world| {

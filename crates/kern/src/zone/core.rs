@@ -174,7 +174,7 @@ pub(crate) struct ZoneCore<P: Platform> {
 
     // Written now and then, or rarely.
     pub(crate) bucket_size: AtomicUsize,
-    /// Most items in depots; `usize::MAX` for no bound.
+    /// Most items in all depots, and most in all caches; `usize::MAX` for no bound.
     pub(crate) max_cache: AtomicUsize,
     pub(crate) last_look_ns: AtomicU64,
     /// By domain.

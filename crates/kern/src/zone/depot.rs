@@ -65,8 +65,8 @@ impl<P: Platform> RawZone<'_, P> {
         let size = self.core.bucket_size.load(Ordering::Relaxed);
         match self.core.max_cache.load(Ordering::Relaxed) {
             usize::MAX => size,
-            // Two buckets per slot are what caches hold at most.
-            most => size.min(most / (2 * self.system.slot_table().count())),
+            // Caches hold two buckets per slot, three where there are items on their way home.
+            most => size.min(most / (3 * self.system.slot_table().count())),
         }
     }
 
@@ -150,10 +150,14 @@ impl<P: Platform> RawZone<'_, P> {
     /// A bucket with items to the depot, or to the keg when the depot has enough or somebody sleeps.
     fn store_full(&self, bucket: BucketPtr, domain: usize) {
         let most = DEPOT_BUCKETS_PER_ID * self.system.slot_table().ids;
+        let most_items = match self.core.max_cache.load(Ordering::Relaxed) {
+            usize::MAX => usize::MAX,
+            share => share / P::domains(),
+        };
         let refused = self.with_depot(domain, |depots| {
             let items = depots.ready.items + bucket.count();
             // Under the lock: a sleeper sets the bit before he empties the depot.
-            if self.core.special() & special::PAST_CACHES != 0 || items > self.core.max_cache.load(Ordering::Relaxed) {
+            if self.core.special() & special::PAST_CACHES != 0 || items > most_items {
                 return Some(bucket);
             }
             let refused = depots.ready.push(bucket, most).err();
@@ -248,25 +252,34 @@ impl<P: Platform> RawZone<'_, P> {
     }
 
     /// A bucket of items from several domains: each to its depot.
-    pub(super) fn send_home(&self, bucket: BucketPtr) {
+    pub(super) fn send_home(&self, mut bucket: BucketPtr) {
         self.core.record().xdomain.fetch_add(bucket.count() as u64, Ordering::Relaxed);
-        let first = bucket.filled().first().map_or(0, |entry| self.item_domain(entry.item));
-        if bucket.filled().iter().all(|entry| self.item_domain(entry.item) == first) {
-            return self.dispose(bucket, first);
-        }
-        for domain in 0..P::domains() {
-            let here = |entry: &&CacheEntry| self.item_domain(entry.item) == domain;
-            let count = bucket.filled().iter().filter(here).count();
-            if count == 0 {
-                continue;
+        while let Some(last) = bucket.filled().last() {
+            // Asked of items that are still in the bucket only: the slab of one that was sent away may be gone.
+            let domain = self.item_domain(last.item);
+            let here = |entry: &CacheEntry| self.item_domain(entry.item) == domain;
+            let count = bucket.filled().iter().filter(|entry| here(entry)).count();
+            if count == bucket.count() {
+                return self.dispose(bucket, domain);
             }
             let home = self.system.pool.lock().get(&self.system.meta, count);
             match home {
                 Some(mut home) => {
-                    bucket.filled().iter().filter(here).for_each(|&entry| home.push(entry));
+                    let mut kept = 0;
+                    for index in 0..bucket.count() {
+                        let entry = bucket.filled()[index];
+                        if here(&entry) {
+                            home.push(entry);
+                        } else {
+                            // SAFETY: not beyond `index`, and the bucket is ours.
+                            unsafe { *bucket.items().add(kept) = entry };
+                            kept += 1;
+                        }
+                    }
+                    bucket.set_count(kept);
                     self.dispose(home, domain);
                 }
-                None => bucket.filled().iter().filter(here).for_each(|&entry| self.release(&[entry])),
+                None => self.release(&[bucket.pop()]),
             }
         }
         self.system.pool.lock().put(bucket);
