@@ -268,6 +268,14 @@ pub mod zone_flag {
     pub const OFFPAGE: u32 = 2;
     /// Serves runs of pages: an item is a whole run.
     pub const RUN: u32 = 4;
+    /// Takes its items from another zone's keg.
+    pub const SECONDARY: u32 = 8;
+    /// Takes its items from functions of its maker; has no slabs.
+    pub const CACHE: u32 = 16;
+    /// Items are reused only after every reader that may see them has left.
+    pub const SMR: u32 = 32;
+    /// An item has a copy per CPU; `item_bytes` is one copy.
+    pub const PCPU: u32 = 64;
 }
 
 /// A zone. Counts are items unless named otherwise.
@@ -313,8 +321,12 @@ pub struct ZoneRecord {
     pub slabs_high_water: AtomicU64,
     /// Slabs without an item in use, kept for reuse.
     pub slabs_idle: AtomicU64,
+    /// Non-zero while the record is no zone's: its zone was destroyed, and a reader passes it over.
+    pub dead: AtomicU64,
+    /// Requests that are asleep now.
+    pub sleepers: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 2],
 }
 const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  63      48 47                           6 5    0
 //! |        tags of its group >> 6          | code |   slab: see [`class_code`]
+//! | 0        | slab descriptor >> 6         | code |   ZONE_SLAB
 //! | type tag | pages of the run             | code |   LARGE, CACHED_RUN (first page)
 //! | 0        | 0                            | code |   LARGE_TAIL, FREE_*
 //! ```
@@ -20,6 +21,8 @@
 pub const FREE_CLEAN: u64 = 0;
 /// Part of a slab: what [`kind`] says for the code of any class.
 pub const SLAB: u64 = 1;
+/// Part of a slab of a zone that was made at run time; its layout stands in its descriptor and keg.
+pub const ZONE_SLAB: u64 = 59;
 /// Free, contents left over.
 pub const FREE_DIRTY: u64 = 60;
 /// First page of a block larger than every size class.
@@ -80,7 +83,7 @@ pub const fn tag(word: u64, addr: usize) -> usize {
 #[must_use]
 pub const fn kind(word: u64) -> u64 {
     let code = code(word);
-    if code == 0 || code >= FREE_DIRTY { code } else { SLAB }
+    if code == 0 || code >= ZONE_SLAB { code } else { SLAB }
 }
 
 /// Size class of a slab.
@@ -105,6 +108,13 @@ pub const fn tags(word: u64) -> usize {
     (word & !CODE_MASK) as usize
 }
 
+/// Address of the descriptor of a zone's slab.
+#[inline(always)]
+#[must_use]
+pub const fn descriptor(word: u64) -> usize {
+    (word & BODY_MASK) as usize
+}
+
 /// Pages of a run.
 #[inline(always)]
 #[must_use]
@@ -116,8 +126,16 @@ pub const fn run_pages(word: u64) -> usize {
 #[inline(always)]
 #[must_use]
 pub const fn slab(tags: usize, class: usize) -> u64 {
-    debug_assert!(tags as u64 & CODE_MASK == 0 && class_code(class) < FREE_DIRTY as usize);
+    debug_assert!(tags as u64 & CODE_MASK == 0 && class_code(class) < ZONE_SLAB as usize);
     tags as u64 | class_code(class) as u64
+}
+
+/// The word of a page of a zone's slab.
+#[inline(always)]
+#[must_use]
+pub const fn zone_slab(descriptor: usize) -> u64 {
+    debug_assert!(descriptor as u64 & !BODY_MASK == 0);
+    descriptor as u64 | ZONE_SLAB
 }
 
 /// The word of a run's first page; `kind` is [`LARGE`] or [`CACHED_RUN`].
@@ -148,6 +166,8 @@ mod tests {
                 assert_eq!((kind(word), super::class(word), tags(word)), (SLAB, class, addr));
             }
         }
+        let word = zone_slab(0x7fff_ffff_ffc0);
+        assert_eq!((kind(word), descriptor(word)), (ZONE_SLAB, 0x7fff_ffff_ffc0));
         let word = run(LARGE, (1 << 30) + 5, 0x8abc);
         assert_eq!((kind(word), run_pages(word), run_tag(word)), (LARGE, (1 << 30) + 5, 0x8abc));
     }

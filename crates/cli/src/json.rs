@@ -86,6 +86,7 @@ pub(crate) fn zones(zones: &[Zone]) -> Value {
             "requests": zone.allocs,
             "fail": zone.fails,
             "sleep": zone.sleeps,
+            "sleepers": zone.sleepers,
             "xdomain": zone.xdomain,
             "frees": zone.frees,
             "cached": zone.cached(),

@@ -309,6 +309,7 @@ pub(crate) fn account_lines(a: &Account) -> Vec<Line> {
     let mut figure = |value: i64, text, key| lines.push(Line { value, text, key });
     figure(a.served_classes, "bytes served to the program in size classes", "served-classes");
     figure(a.large.bytes as i64, "bytes served to the program in large blocks", "served-large");
+    figure(a.served_zones as i64, "bytes served to the program by its zones", "served-zones");
     figure(a.cached as i64, "bytes cached per CPU", "cached");
     figure(a.depots as i64, "bytes in depots", "depots");
     figure(a.slab_free as i64, "bytes free in slabs", "slab-free");

@@ -30,6 +30,7 @@ fn write_report(report: &MisuseReport, text: &mut Page) {
         Misuse::InvalidFree => b"Invalid free of ",
         Misuse::UnalignedFree => b"Unaligned free of ",
         Misuse::ForeignFree => b"Invalid free of ",
+        Misuse::WrongZone => b"Free to the wrong zone of ",
     };
     text.push(b"kernmalloc: ").push(what).push_hex(report.addr as u64);
     if report.what == Misuse::ForeignFree {
@@ -45,6 +46,9 @@ fn write_report(report: &MisuseReport, text: &mut Page) {
             text.push(b"; the address is ").push_number((report.addr - report.item) as u64).push(b" bytes into it");
         }
         text.push(b"\n");
+    }
+    if report.zone_name[0] != 0 {
+        text.push(b"  zone:         ").push(abi::c_text(&report.zone_name)).push(b"\n");
     }
     if let Some(id) = report.type_index.and_then(|index| TypeId::new(index.into())) {
         text.push(b"  allocated by: ");

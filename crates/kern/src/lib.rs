@@ -16,6 +16,7 @@ mod slot;
 mod stats;
 mod system;
 pub mod text;
+pub mod zone;
 
 pub use global::Heap;
 pub use page::PageCounts;

@@ -20,6 +20,10 @@ use abi::{
 use crate::class::CLASSES;
 use crate::slab::ClassInfo;
 
+/// Zones that have a record and lines in the object: those of the size classes, then those made at run time. A zone beyond
+/// them works and is not shown.
+pub(crate) const ZONES: usize = 512;
+
 /// How far a slot's share of a type falls before the slot compares, bytes.
 pub const COMPARE_BYTES: i64 = 32 * 1024;
 
@@ -83,8 +87,8 @@ impl ObjectLayout {
         let mut at = [abi::HEADER_BYTES; 6];
         at[1] = at[0] + (self.libs * size_of::<LibRecord>()) as u64;
         at[2] = Self::page(at[1]) + (self.types * size_of::<TypeRecord>()) as u64;
-        at[3] = Self::page(at[2]) + (CLASSES * size_of::<ZoneRecord>()) as u64;
-        at[4] = Self::page(at[3]) + (self.slots * CLASSES * size_of::<ZoneLine>()) as u64;
+        at[3] = Self::page(at[2]) + (ZONES * size_of::<ZoneRecord>()) as u64;
+        at[4] = Self::page(at[3]) + (self.slots * ZONES * size_of::<ZoneLine>()) as u64;
         at[5] = Self::page(at[4]) + (self.slots * self.row_bytes()) as u64;
         let mut section = 1;
         while section < 6 {
@@ -119,8 +123,8 @@ impl ObjectLayout {
         };
         header.libs = section(at[0], size_of::<LibRecord>(), self.libs);
         header.types = section(at[1], size_of::<TypeRecord>(), self.types);
-        header.zones = section(at[2], size_of::<ZoneRecord>(), CLASSES);
-        header.zone_lines = section(at[3], CLASSES * size_of::<ZoneLine>(), self.slots);
+        header.zones = section(at[2], size_of::<ZoneRecord>(), ZONES);
+        header.zone_lines = section(at[3], ZONES * size_of::<ZoneLine>(), self.slots);
         header.type_lines = section(at[4], self.row_bytes(), self.slots);
         header.total_bytes = self.bytes() as u64;
         header.version = abi::VERSION;

@@ -70,6 +70,7 @@ mod global;
 mod malloc_type;
 mod scope;
 mod stats;
+mod zone;
 
 pub use global::KernMalloc;
 pub use malloc_type::{
@@ -77,3 +78,4 @@ pub use malloc_type::{
 };
 pub use scope::{InScope, Scope};
 pub use stats::{Kind, Stats, TypeStats, find, stats};
+pub use zone::{Fail, How, Wait, Zone, ZoneBox, ZoneError, zone};

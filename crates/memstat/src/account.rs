@@ -34,6 +34,8 @@ impl Residence {
 pub struct Account {
     /// Served to the program in size classes: in use by the types, less the large blocks.
     pub served_classes: i64,
+    /// In use by zones that the program made.
+    pub served_zones: u64,
     /// Cached per CPU.
     pub cached: u64,
     /// In full buckets of the depots.
@@ -42,7 +44,7 @@ pub struct Account {
     pub slab_free: u64,
     /// Slab headers and tails.
     pub slab_overhead: u64,
-    /// All of the slabs: the five lines above.
+    /// All of the slabs: the six lines above.
     pub slabs: Residence,
     /// Served to the program in blocks larger than the largest size class.
     pub large: Residence,
@@ -159,7 +161,9 @@ impl Account {
 
         let mut slab_bytes = 0u64;
         for zone in &snapshot.zones {
-            if zone.flags & abi::zone_flag::RUN != 0 {
+            // What zones without slabs of their own hold lies in others' slabs, and counts as cached there.
+            const NO_SLABS: u32 = abi::zone_flag::RUN | abi::zone_flag::SECONDARY | abi::zone_flag::CACHE;
+            if zone.flags & NO_SLABS != 0 {
                 continue;
             }
             let items = |n: u64| n.saturating_mul(zone.item_bytes);
@@ -170,12 +174,18 @@ impl Account {
             this.slab_free = this.slab_free.saturating_add(items(zone.slab_free));
             let overhead = zone_bytes.saturating_sub(items(zone.items()));
             this.slab_overhead = this.slab_overhead.saturating_add(overhead);
+            if zone.flags & abi::zone_flag::MALLOC == 0 {
+                // No type speaks for these.
+                let free = zone.cached().saturating_add(zone.depot).saturating_add(zone.slab_free);
+                this.served_zones = this.served_zones.saturating_add(items(zone.items().saturating_sub(free)));
+            }
         }
         // What the types have in use, not what is missing from the zones: so the table of types itself is held against
         // the kernel, and an error in it shows as a difference.
         this.served_classes = (this.types_in_use as i64).wrapping_sub(large_bytes as i64);
-        let free =
-            [this.cached, this.depots, this.slab_free, this.slab_overhead].into_iter().fold(0, u64::saturating_add);
+        let free = [this.served_zones, this.cached, this.depots, this.slab_free, this.slab_overhead]
+            .into_iter()
+            .fold(0, u64::saturating_add);
         let bytes = u64::try_from(this.served_classes.saturating_add_unsigned(free)).unwrap_or(0);
         this.slabs = Residence { bytes, absent_bytes: pages.slab_absent };
 
@@ -297,7 +307,7 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
                     append(&mut out.kept, at.clone());
                 }
                 match kind {
-                    page::SLAB => out.slab_absent += absent,
+                    page::SLAB | page::ZONE_SLAB => out.slab_absent += absent,
                     page::LARGE | page::LARGE_TAIL => out.large_absent += absent,
                     page::CACHED_RUN => out.run_absent += absent,
                     page::FREE_DIRTY => out.dirty_absent += absent,

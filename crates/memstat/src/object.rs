@@ -369,7 +369,8 @@ fn read_snapshot(older: &Map, newer: &Map) -> Result<Snapshot> {
     layout.check_extents(older)?;
     layout.check_extents(newer)?;
     let libs = (0..layout.libs.used).map(|i| read_lib(newer, layout.libs.at(i, 0, 0)?)).collect::<Result<_>>()?;
-    let zones = (0..layout.zones.used).map(|i| read_zone(older, newer, &layout, i)).collect::<Result<_>>()?;
+    let zones = (0..layout.zones.used).map(|i| read_zone(older, newer, &layout, i));
+    let zones = zones.filter_map(Result::transpose).collect::<Result<_>>()?;
     let types = (0..layout.types.used).map(|i| read_type(older, newer, &layout, i)).collect::<Result<_>>()?;
     Ok(Snapshot { program, heap, libs, types, zones, zones_live: false })
 }
@@ -449,12 +450,16 @@ fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Ma
     })
 }
 
-fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zone> {
+/// `None` for the record of a zone that was destroyed.
+fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Option<Zone>> {
     let what = "zone";
     let at = layout.zones.at(index, 0, 0)?;
     let field = |offset: usize| at + offset as u64;
     let word = |offset: usize| newer.u64(what, field(offset));
     let half = |offset: usize| newer.u32(what, field(offset)).map(u64::from);
+    if word(offset_of!(ZoneRecord, dead))? != 0 {
+        return Ok(None);
+    }
     let line = |map: &Map, offset: usize| -> Result<u64> {
         (0..layout.zone_lines.used).try_fold(0u64, |sum, slot| {
             let at = layout.zone_lines.at(slot, index, size_of::<ZoneLine>() as u64)?;
@@ -467,7 +472,7 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zo
     let direct_allocs = word(offset_of!(ZoneRecord, direct_allocs))?;
     let allocs = direct_allocs.wrapping_add(line(newer, offset_of!(ZoneLine, allocs))?);
     let slabs = word(offset_of!(ZoneRecord, slabs))?;
-    Ok(Zone {
+    Ok(Some(Zone {
         name: newer.text(what, field(offset_of!(ZoneRecord, name)), 32)?,
         flags: newer.u32(what, field(offset_of!(ZoneRecord, flags)))?,
         item_bytes: half(offset_of!(ZoneRecord, item_bytes))?,
@@ -491,13 +496,16 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Zo
         slabs_imported: word(offset_of!(ZoneRecord, slabs_imported))?.max(slabs),
         slabs_high_water: word(offset_of!(ZoneRecord, slabs_high_water))?.max(slabs),
         slabs_idle: word(offset_of!(ZoneRecord, slabs_idle))?,
-    })
+        sleepers: word(offset_of!(ZoneRecord, sleepers))?,
+    }))
 }
 
 /// Replaces the zones' figures by those of the live per-CPU caches.
 fn read_caches(pid: u32, snapshot: &mut Snapshot) -> Result<()> {
     let Heap { caches_base: base, cache_slot_stride: slot_stride, cache_zone_stride: zone_stride, .. } = snapshot.heap;
-    let (slots, nzones) = (snapshot.program.slots, snapshot.zones.len() as u64);
+    // The zones of the size classes come first. Those made at run time count in their lines at once, and need no second look.
+    let classes = snapshot.zones.iter().take_while(|zone| zone.flags & abi::zone_flag::MALLOC != 0).count();
+    let (slots, nzones) = (snapshot.program.slots, classes as u64);
     let malformed = |what, offset, found| Error::Malformed { what, offset, found };
     if base == 0 || nzones == 0 || slots == 0 {
         return Err(malformed("caches_base", at!(caches_base), base));
@@ -525,7 +533,7 @@ fn read_caches(pid: u32, snapshot: &mut Snapshot) -> Result<()> {
         let items = first / entry + word(offset_of!(CpuCache, free_count), 4);
         Some([word(offset_of!(CpuCache, allocs), 8), items, word(offset_of!(CpuCache, filled), 8)])
     };
-    let zones = 0..snapshot.zones.len();
+    let zones = 0..classes;
     let read_row = |slot: u64| -> Result<Vec<[u64; 3]>> {
         const TRIES: usize = 100;
         let mut row = vec![0u8; row_bytes as usize];
@@ -541,7 +549,7 @@ fn read_caches(pid: u32, snapshot: &mut Snapshot) -> Result<()> {
     // Two copies, frees from the older, so that no block freed between them counts as a free without its allocation.
     let read = || (0..slots).map(read_row).collect::<Result<Vec<_>>>();
     let (older, newer) = (read()?, read()?);
-    for (index, zone) in snapshot.zones.iter_mut().enumerate() {
+    for (index, zone) in snapshot.zones.iter_mut().take(classes).enumerate() {
         let sum =
             |rows: &[Vec<[u64; 3]>], of: usize| rows.iter().fold(0u64, |sum, row| sum.wrapping_add(row[index][of]));
         let frees = sum(&older, 0).wrapping_add(sum(&older, 1)).wrapping_sub(sum(&older, 2));

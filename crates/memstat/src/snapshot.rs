@@ -334,6 +334,8 @@ pub struct Zone {
     pub slabs_high_water: u64,
     /// Slabs without an item in use.
     pub slabs_idle: u64,
+    /// Requests that are asleep.
+    pub sleepers: u64,
 }
 
 impl Zone {

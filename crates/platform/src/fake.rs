@@ -56,6 +56,8 @@ pub struct Config {
     pub heap_gap_bytes: usize,
     /// Whether sections and locks exclude each other (the rule of `kern`: no lock inside a section, no section under a lock).
     pub strict: bool,
+    /// NUMA domains; a CPU's is its number modulo this, as where boards are interleaved.
+    pub domains: usize,
     /// Whether a page with this word is in use; what [`Platform::discard`] must never be told to discard. The machine knows
     /// where the words are but not what they say.
     pub page_in_use: fn(u64) -> bool,
@@ -69,6 +71,7 @@ impl Default for Config {
             heap_bytes: 256 << 20,
             meta_bytes: 64 << 20,
             heap_gap_bytes: 0,
+            domains: 1,
             strict: true,
             page_in_use: |_| false,
         }
@@ -173,6 +176,9 @@ struct Supply {
     meta_budget: Option<usize>,
     discarded_bytes: usize,
     reports: Vec<MisuseReport>,
+    warnings: Vec<std::string::String>,
+    /// What [`Platform::place_pages`] was told: address, bytes, domain.
+    placed: Vec<(usize, usize, usize)>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -459,6 +465,19 @@ impl Machine {
         core::mem::take(&mut self.inner.supply().reports)
     }
 
+    /// The warnings since the last call of this function.
+    #[must_use]
+    pub fn take_warnings(&self) -> Vec<std::string::String> {
+        core::mem::take(&mut self.inner.supply().warnings)
+    }
+
+    /// The domain that a page was last placed in, if it ever was.
+    #[must_use]
+    pub fn domain_of_page(&self, addr: usize) -> Option<usize> {
+        let supply = self.inner.supply();
+        supply.placed.iter().rev().find(|(at, bytes, _)| (*at..at + bytes).contains(&addr)).map(|placed| placed.2)
+    }
+
     /// Takes a slot from under the allocator, as a holder does that is preempted. Give it back with [`Machine::resume`].
     ///
     /// # Panics
@@ -587,6 +606,31 @@ unsafe impl Platform for Fake {
             here.held.push(index);
             true
         })
+    }
+
+    fn domain_of_slot(index: usize) -> usize {
+        let machine = Self::machine();
+        let table = machine.slot_table();
+        // The last slot is everybody's, and so of no CPU: it counts as one of the first domain.
+        if index + 1 == table.count() { 0 } else { index % table.ids % machine.config.domains }
+    }
+
+    fn domains() -> usize {
+        Self::machine().config.domains
+    }
+
+    fn place_pages(addr: usize, bytes: usize, domain: usize) {
+        let machine = Self::machine();
+        machine.check_pages("place_pages", addr, bytes);
+        if domain >= machine.config.domains {
+            machine.breach(format_args!("place_pages: there is no domain {domain}"));
+        }
+        machine.supply().placed.push((addr, bytes, domain));
+    }
+
+    fn warning(text: &[u8]) {
+        let text = std::string::String::from_utf8_lossy(text).into_owned();
+        Self::machine().supply().warnings.push(text);
     }
 
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {

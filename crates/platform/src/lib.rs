@@ -81,6 +81,8 @@ pub enum Misuse {
     UnalignedFree,
     /// Not an address of this heap.
     ForeignFree,
+    /// A live item, but of another zone than the one it was given to.
+    WrongZone,
 }
 
 /// A misuse, with all that is known of the address. Addresses of code are as the program sees them.
@@ -100,6 +102,8 @@ pub struct MisuseReport {
     pub caller: usize,
     /// Return address of the call that freed the block before, or 0.
     pub freed_by: usize,
+    /// Name of the zone that the item belongs to, NUL-terminated; all zeros when it is none of a zone's.
+    pub zone_name: [u8; 32],
 }
 
 /// The port contract. Zero-sized: all is associated functions, so that everything inlines.
@@ -157,10 +161,21 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
         (0..table.count()).all(|index| unsafe { Self::claim_remote(table.slot(index)) })
     }
 
-    /// NUMA domain of a slot's CPU.
+    /// NUMA domain of a slot's CPU, below [`domains`](Self::domains).
     fn domain_of_slot(_index: usize) -> usize {
         0
     }
+
+    /// NUMA domains, at least one; constant.
+    fn domains() -> usize {
+        1
+    }
+
+    /// Asks that the memory behind fresh pages of the heap come from a domain. A hint: without it the first touch decides.
+    fn place_pages(_addr: usize, _bytes: usize, _domain: usize) {}
+
+    /// Says something to whoever watches the console: one line of text, without the newline.
+    fn warning(_text: &[u8]) {}
 
     /// Grows the heap by at least `min_bytes`, by `want_bytes` if that can be had; the table word of every new page
     /// becomes accessible (and zero) as well. `None` when the system has no more.

@@ -56,6 +56,15 @@ impl<L: RawLock, T> Lock<L, T> {
         self.value.get()
     }
 
+    /// The value, for a caller that holds the [`raw`](Self::raw) lock by hand (fork).
+    ///
+    /// # Safety
+    /// 1. The lock is held by the caller, for as long as the result is used.
+    pub unsafe fn held(&self) -> &T {
+        // SAFETY: 1.
+        unsafe { &*self.value.get() }
+    }
+
     /// The lock without the value, for a caller that takes all of them (fork).
     pub fn raw(&self) -> &L {
         &self.raw

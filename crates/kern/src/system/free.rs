@@ -155,6 +155,10 @@ impl<P: Platform> System<P> {
     #[cold]
     #[inline(never)]
     pub(super) fn misuse(&self, addr: usize, caller: usize) {
+        if page::code(self.word(addr)) == page::ZONE_SLAB {
+            // An item of a zone, given to free(9).
+            return self.zone_misuse(Misuse::WrongZone, addr);
+        }
         let found = self.lookup(addr);
         let freed_block = || {
             let (bytes, tag) = self.pages.lock().freed_block(addr)?;
@@ -187,6 +191,7 @@ impl<P: Platform> System<P> {
             type_index: block.map(|block| block.type_id.index() as u16),
             caller,
             freed_by,
+            zone_name: [0; 32],
         });
     }
 }

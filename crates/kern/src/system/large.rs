@@ -148,6 +148,8 @@ impl<P: Platform> System<P> {
         pages.free_block(&self.meta, addr, bytes, id.tag() | TAG_FREE);
         self.trim_pages(&mut pages);
         self.publish_pages(&pages);
+        drop(pages);
+        self.tell_memory();
     }
 
     /// The first run freed of its class in a slot: gives the cache its bucket.

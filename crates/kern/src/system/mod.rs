@@ -37,6 +37,7 @@ use crate::page::Pages;
 use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
 use crate::slot::{SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
+use crate::zone::Registry;
 use outside::Outside;
 
 pub use outside::OutsideBlocks;
@@ -112,13 +113,15 @@ pub struct System<P: Platform> {
 
     slots: UnsafeCell<SlotTable>,
     zones: [ClassZone<P>; CLASSES],
-    pool: Lock<P::Lock, BucketPool>,
+    pub(crate) pool: Lock<P::Lock, BucketPool>,
     pages: Lock<P::Lock, Pages<P>>,
-    meta: Lock<P::Lock, Meta<P>>,
+    pub(crate) meta: Lock<P::Lock, Meta<P>>,
     types: Lock<P::Lock, usize>,
     last_purge_ns: AtomicU64,
     retaken_since_ns: AtomicU64,
     outside: Outside,
+    /// Zones made at run time.
+    pub(crate) registry: Registry<P>,
 }
 
 // SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
@@ -167,6 +170,7 @@ impl<P: Platform> System<P> {
             last_purge_ns: AtomicU64::new(0),
             retaken_since_ns: AtomicU64::new(0),
             outside: Outside::new(),
+            registry: Registry::new(),
         }
     }
 
@@ -207,13 +211,14 @@ impl<P: Platform> System<P> {
         unsafe { &*self.stats.get() }
     }
 
+    #[inline(always)]
     pub(crate) fn slot_table(&self) -> &SlotTable {
         // SAFETY: written once, in `boot`.
         unsafe { &*self.slots.get() }
     }
 
     /// A slot for the caller, by whichever way there is. Null only before boot.
-    fn enter(&self) -> *mut Slot {
+    pub(crate) fn enter(&self) -> *mut Slot {
         let mut slot = P::enter() as *mut Slot;
         if slot.is_null() {
             slot = P::enter_other() as *mut Slot;
@@ -252,7 +257,7 @@ impl<P: Platform> System<P> {
     /// # Safety
     /// 1. `slot` is held by the caller.
     #[inline(always)]
-    unsafe fn leave(slot: *mut Slot) {
+    pub(crate) unsafe fn leave(slot: *mut Slot) {
         // SAFETY: 1.
         unsafe { P::leave(slot as usize) }
     }
@@ -271,19 +276,19 @@ impl<P: Platform> System<P> {
     }
 
     /// The word of an address inside the heap.
-    fn word(&self, addr: usize) -> u64 {
+    pub(crate) fn word(&self, addr: usize) -> u64 {
         // SAFETY: every caller has found the address inside the heap, whose words are accessible.
         unsafe { (*self.word_ptr(addr)).load(Ordering::Relaxed) }
     }
 
-    fn word_ptr(&self, addr: usize) -> *const AtomicU64 {
+    pub(crate) fn word_ptr(&self, addr: usize) -> *const AtomicU64 {
         let page = (addr - self.heap_base.load(Ordering::Relaxed)) >> P::PAGE_SHIFT;
         (self.words.load(Ordering::Relaxed) as *const AtomicU64).wrapping_add(page)
     }
 
     /// The word of any address; `None` outside the heap.
     #[inline(always)]
-    fn word_of_any(&self, addr: usize) -> Option<u64> {
+    pub(crate) fn word_of_any(&self, addr: usize) -> Option<u64> {
         let page = addr.wrapping_sub(self.heap_base.load(Ordering::Relaxed)) >> P::PAGE_SHIFT;
         if page >= self.heap_pages.load(Ordering::Acquire) {
             return None;
@@ -409,6 +414,7 @@ impl<P: Platform> System<P> {
         for zone in &self.zones {
             zone.keg.lock().validate()?;
         }
+        self.validate_zones()?;
         self.pages.lock().validate()
     }
 

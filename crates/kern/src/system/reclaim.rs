@@ -7,6 +7,7 @@ use super::System;
 use crate::bucket::BucketPtr;
 use crate::class::{CLASSES, SLAB_CLASSES, class_bytes};
 use crate::slot::Slot;
+use crate::zone::Reclaim;
 
 impl<P: Platform> System<P> {
     /// Gives back what is free: depots to their slabs, empty slabs and dirty pages to the system. The caches of the CPUs are
@@ -37,6 +38,7 @@ impl<P: Platform> System<P> {
             }
             self.publish_keg(class, &keg);
         }
+        self.reclaim_zones(Reclaim::DrainCpu);
         let mut pages = self.pages.lock();
         let purged = pages.purge(0);
         self.publish_pages(&pages);
@@ -44,7 +46,7 @@ impl<P: Platform> System<P> {
     }
 
     /// Empties one slot's caches, bucket by bucket.
-    pub(super) fn drain_slot(&self, index: usize) {
+    pub(crate) fn drain_slot(&self, index: usize) {
         let slot = self.slot_table().slot(index) as *mut Slot;
         for class in 0..CLASSES {
             // SAFETY: 1. one of the table.
@@ -93,6 +95,7 @@ impl<P: Platform> System<P> {
     /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only.
     pub fn freeze(&self) {
         self.types.raw().lock();
+        self.freeze_zones();
         for zone in &self.zones {
             zone.depot.raw().lock();
         }
@@ -100,6 +103,7 @@ impl<P: Platform> System<P> {
         for zone in &self.zones {
             zone.keg.raw().lock();
         }
+        self.freeze_kegs();
         self.pages.raw().lock();
         self.meta.raw().lock();
         // SAFETY: 1. it is the bound table.
@@ -118,6 +122,7 @@ impl<P: Platform> System<P> {
             }
             self.meta.raw().unlock();
             self.pages.raw().unlock();
+            self.thaw_kegs();
             for zone in &self.zones {
                 zone.keg.raw().unlock();
             }
@@ -125,6 +130,7 @@ impl<P: Platform> System<P> {
             for zone in &self.zones {
                 zone.depot.raw().unlock();
             }
+            self.thaw_zones();
             self.types.raw().unlock();
         }
     }

@@ -57,7 +57,7 @@ impl<P: Platform> System<P> {
         new
     }
 
-    pub(super) fn in_heap(&self, addr: usize) -> bool {
+    pub(crate) fn in_heap(&self, addr: usize) -> bool {
         self.word_of_any(addr).is_some()
     }
 

@@ -167,18 +167,20 @@ impl<P: Platform> System<P> {
     }
 
     /// Pages from the arena; publishes the heap's new end and the account.
-    pub(super) fn page_alloc(&self, bytes: usize, align: usize) -> Option<usize> {
+    pub(crate) fn page_alloc(&self, bytes: usize, align: usize) -> Option<usize> {
         let mut pages = self.pages.lock();
         let run = pages.alloc(&self.meta, bytes, align)?;
         self.publish_pages(&pages);
         Some(run.addr)
     }
 
-    pub(super) fn page_free(&self, addr: usize, bytes: usize) {
+    pub(crate) fn page_free(&self, addr: usize, bytes: usize) {
         let mut pages = self.pages.lock();
         pages.free(&self.meta, addr, bytes);
         self.trim_pages(&mut pages);
         self.publish_pages(&pages);
+        drop(pages);
+        self.tell_memory();
     }
 
     /// Lets free memory go, so that what is freed after a peak is either used again soon or gone: nothing can be done later, when

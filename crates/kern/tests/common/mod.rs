@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod model;
+pub(crate) mod probe;
+pub(crate) mod zones;
 
 use std::alloc::Layout;
 use std::ops::Deref;
@@ -75,7 +77,12 @@ impl Deref for World {
 
 /// A machine for the allocator: it knows which pages are in use.
 pub(crate) fn config(cpus: usize, rows: usize) -> Config {
-    Config { cpus, rows, page_in_use: |word| page::kind(word) > page::FREE_DIRTY, ..Config::default() }
+    Config {
+        cpus,
+        rows,
+        page_in_use: |word| !matches!(page::kind(word), page::FREE_DIRTY | page::FREE_CLEAN),
+        ..Config::default()
+    }
 }
 
 impl World {

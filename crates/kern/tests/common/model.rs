@@ -506,6 +506,7 @@ impl Model {
             type_index: block.map(|(block, _)| block.id.index() as u16),
             caller: CALLER + 1,
             freed_by: block.map_or(0, |(_, freed_by)| freed_by),
+            zone_name: [0; 32],
         };
         let reports = self.world.machine.take_reports();
         if reports.len() != 1 || format!("{:x?}", reports[0]) != format!("{expected:x?}") {

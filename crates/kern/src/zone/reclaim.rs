@@ -1,0 +1,301 @@
+//! Memory goes back: trim to the working set, drain, drain the CPUs' caches; walks over all zones; standing still for fork.
+
+use abi::Ordering;
+use platform::{Platform, RawLock};
+
+use super::RawZone;
+use super::config::{Flags, Reclaim};
+use super::core::{KegCore, ZoneCache, ZoneCore, special};
+use crate::System;
+
+/// The working set is estimated anew, and a zone trimmed to it, so often (uma(9)).
+const LOOK_EVERY_NS: u64 = 20_000_000_000;
+
+impl<P: Platform> RawZone<'_, P> {
+    /// Gives memory back that the zone holds without need. Takes locks and runs `fini` and (SMR) `dtor`; never sleeps. `uma_zone_reclaim`.
+    #[doc(alias = "uma_zone_reclaim")]
+    pub fn reclaim(&self, how: Reclaim) {
+        match how {
+            Reclaim::Trim => return self.trim(),
+            Reclaim::Drain => {
+                self.drain_depots();
+                self.collect_strays();
+            }
+            Reclaim::DrainCpu => self.fetch_back(),
+        }
+        if let Some(keg) = self.core.keg().filter(|keg| !keg.flags.get().has(Flags::NOFREE)) {
+            self.system.keg_trim(keg, 0);
+        }
+    }
+
+    /// What caches and depots hold goes back to the keg.
+    pub(super) fn fetch_back(&self) {
+        for slot in 0..self.system.slot_table().count() {
+            self.drain_slot_cache(slot);
+        }
+        self.drain_depots();
+        self.collect_strays();
+    }
+
+    /// Empties the cache of one slot. False where the platform cannot claim it.
+    pub(super) fn drain_slot_cache(&self, index: usize) -> bool {
+        if self.core.cache(index).is_null() {
+            return true;
+        }
+        let slot = self.system.slot_at(index);
+        // SAFETY: 1. one of the table; we hold none.
+        if !unsafe { P::claim_remote(slot as usize) } {
+            return false;
+        }
+        // SAFETY: the slot is held, and so its cache ours.
+        let buckets = unsafe {
+            let buckets = self.core.cache(index).as_mut().map(ZoneCache::detach);
+            System::<P>::leave(slot);
+            buckets
+        };
+        if let Some(buckets) = buckets {
+            self.settle(buckets, P::domain_of_slot(index));
+        }
+        true
+    }
+
+    fn drain_depots(&self) {
+        for domain in 0..P::domains() {
+            self.drain_depot(domain, usize::MAX);
+        }
+    }
+
+    /// Up to so many items of a depot (and the bucket that reaches the number) go back to the keg.
+    fn drain_depot(&self, domain: usize, mut items: usize) {
+        while items > 0
+            && let Some(bucket) = self.depot_pop(domain)
+        {
+            items = items.saturating_sub(bucket.count());
+            self.empty(bucket);
+        }
+    }
+
+    /// Off the fast path, now and then.
+    pub(super) fn look(&self) {
+        let now = P::now_ns();
+        let last = self.core.last_look_ns.load(Ordering::Relaxed);
+        if now.wrapping_sub(last) >= LOOK_EVERY_NS
+            && self.core.last_look_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            self.trim();
+        }
+    }
+
+    /// Estimates the working set anew, and lets go what lies beyond it: max(¾ of the estimate before, what the depot's content
+    /// moved by since the last look), as uma(9) has it.
+    fn trim(&self) {
+        if self.core.flags.get().has(Flags::NOTRIM) {
+            return;
+        }
+        for domain in 0..P::domains() {
+            let excess = self.with_depot(domain, |depots| {
+                let items = depots.ready.items;
+                let set = &mut depots.working_set;
+                set.estimate = (set.estimate * 3 / 4).max(set.most - set.least);
+                (set.least, set.most) = (items, items);
+                items.saturating_sub(set.estimate)
+            });
+            self.drain_depot(domain, excess);
+        }
+        self.collect_strays();
+        if let Some(keg) = self.core.keg().filter(|keg| !keg.flags.get().has(Flags::NOFREE)) {
+            self.system.keg_trim(keg, 1);
+        }
+    }
+
+    /// Checks the zone's lists and counts against each other; the caller sees to it that nothing moves meanwhile.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        let mut outside = 0;
+        for slot in 0..self.system.slot_table().count() {
+            // SAFETY: nothing moves meanwhile.
+            if let Some(cache) = unsafe { self.core.cache(slot).as_ref() } {
+                outside += cache.items();
+            }
+        }
+        let mut in_depots = 0;
+        for domain in 0..P::domains() {
+            let depots = self.core.depot(domain).lock();
+            in_depots += depots.ready.items + depots.pending_items();
+        }
+        if in_depots as u64 != self.core.record().depot.load(Ordering::Relaxed) {
+            return Err("a zone's record is wrong about its depots");
+        }
+        outside += in_depots + self.core.strays.load(Ordering::Relaxed);
+        let in_use = self.in_use();
+        let limit = self.core.limit.lock();
+        if limit.items() != outside + in_use {
+            return Err("a zone's items outside of the keg are not those in use, in caches and in depots");
+        }
+        if limit.max() != 0 && limit.items() < limit.max() && limit.sleepers() > 0 {
+            return Err("somebody sleeps on a zone's limit although there is room");
+        }
+        drop(limit);
+        let Some(keg) = self.core.keg().filter(|_| self.core.owns_keg()) else { return Ok(()) };
+        let (mut slabs, mut free, mut idle) = (0, 0, 0);
+        for domain in 0..keg.domains {
+            let list = keg.domain(domain).lock();
+            list.validate(keg.cut())?;
+            (slabs, free, idle) = (slabs + list.slabs, free + list.free_items, idle + list.empties);
+        }
+        let record = keg.record();
+        let count = |counter: &abi::AtomicU64| counter.load(Ordering::Relaxed) as usize;
+        if (count(&record.slabs), count(&record.slab_free), count(&record.slabs_idle)) != (slabs, free, idle) {
+            return Err("a zone's record is wrong about its slabs");
+        }
+        if keg.zones.load(Ordering::Relaxed) == 1 && slabs * keg.cut().layout.items != free + outside + in_use {
+            return Err("items of a zone are missing from its slabs, or too many");
+        }
+        Ok(())
+    }
+}
+
+impl<P: Platform> System<P> {
+    /// Calls `f` for every zone; zones may come and go meanwhile, and `f` may make some, but must not destroy the one it is called for.
+    pub fn each_zone(&self, mut f: impl FnMut(RawZone<'_, P>)) {
+        let mut core = {
+            let list = self.registry.list.lock();
+            self.visit(list.first)
+        };
+        // SAFETY: a zone that is visited stays on the list.
+        while let Some(this) = unsafe { core.as_ref() } {
+            f(RawZone { system: self, core: this });
+            let list = self.registry.list.lock();
+            core = self.visit(this.next.get());
+            drop(list);
+            this.visitors.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Under the list's lock: the first zone from here on that is not on its way out, held.
+    fn visit(&self, mut core: *mut ZoneCore<P>) -> *mut ZoneCore<P> {
+        // SAFETY: on the list, whose lock the caller holds.
+        while let Some(this) = unsafe { core.as_ref() } {
+            this.visitors.fetch_add(1, Ordering::SeqCst);
+            if this.special.load(Ordering::SeqCst) & special::DEAD == 0 {
+                break;
+            }
+            this.visitors.fetch_sub(1, Ordering::SeqCst);
+            core = this.next.get();
+        }
+        core
+    }
+
+    /// [`RawZone::reclaim`] for every zone. Never sleeps. uma_reclaim(9).
+    #[doc(alias = "uma_reclaim")]
+    pub fn reclaim_zones(&self, how: Reclaim) {
+        if self.is_booted() {
+            self.each_zone(|zone| zone.reclaim(how));
+        }
+    }
+
+    /// Trims every zone to its working set, at most once a second however often it is called; for a port's timer. Never sleeps.
+    pub fn tick_zones(&self) {
+        let now = P::now_ns();
+        let last = self.registry.last_tick_ns.load(Ordering::Relaxed);
+        let due = last == 0 || now.wrapping_sub(last) >= 1_000_000_000;
+        if due && self.registry.last_tick_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.reclaim_zones(Reclaim::Trim);
+        }
+    }
+
+    /// A CPU is gone: what its caches hold, of zones and size classes, goes to where the others find it. Never sleeps. Call it after the
+    /// CPU's last section. False where the platform cannot claim the CPU's slots.
+    #[doc(alias = "uma_cache_offline")]
+    pub fn cpu_offline(&self, id: usize) -> bool {
+        let table = *self.slot_table();
+        let mut done = true;
+        for row in 0..table.rows {
+            let index = row * table.ids + id % table.ids;
+            self.drain_slot(index);
+            self.each_zone(|zone| done &= zone.drain_slot_cache(index));
+        }
+        done
+    }
+
+    /// Every zone is well. See [`RawZone::validate`].
+    pub(crate) fn validate_zones(&self) -> Result<(), &'static str> {
+        let mut result = Ok(());
+        if self.is_booted() {
+            self.each_zone(|zone| result = result.and_then(|()| zone.validate()));
+        }
+        result
+    }
+
+    /// The locks of zones that come before the bucket pool's. Of idle records too: the order is theirs for good.
+    pub(crate) fn freeze_zones(&self) {
+        self.registry.list.raw().lock();
+        self.each_zone_record(|core| {
+            core.mover.raw().lock();
+            core.on_limit.raw().lock();
+            core.limit.raw().lock();
+            (0..P::domains()).for_each(|domain| core.depot(domain).raw().lock());
+        });
+        self.registry.smr.raw_lock().lock();
+    }
+
+    /// The locks of kegs, which come after the bucket pool's.
+    pub(crate) fn freeze_kegs(&self) {
+        self.each_keg_record(|keg| {
+            keg.table.raw().lock();
+            (0..keg.domains).for_each(|domain| keg.domain(domain).raw().lock());
+        });
+    }
+
+    /// # Safety
+    /// 1. After [`freeze_kegs`](Self::freeze_kegs).
+    pub(crate) unsafe fn thaw_kegs(&self) {
+        self.each_keg_record(|keg| {
+            // SAFETY: 1.
+            unsafe {
+                (0..keg.domains).for_each(|domain| keg.domain(domain).raw().unlock());
+                keg.table.raw().unlock();
+            }
+        });
+    }
+
+    /// # Safety
+    /// 1. After [`freeze_zones`](Self::freeze_zones).
+    pub(crate) unsafe fn thaw_zones(&self) {
+        // SAFETY: 1.
+        unsafe {
+            self.registry.smr.raw_lock().unlock();
+            self.each_zone_record(|core| {
+                (0..P::domains()).for_each(|domain| core.depot(domain).raw().unlock());
+                core.limit.raw().unlock();
+                core.on_limit.raw().unlock();
+                core.mover.raw().unlock();
+            });
+            self.registry.list.raw().unlock();
+        }
+    }
+
+    /// Every zone's record, with the list's lock held by hand.
+    fn each_zone_record(&self, mut f: impl FnMut(&ZoneCore<P>)) {
+        // SAFETY: 1. the callers hold it.
+        let mut core = unsafe { self.registry.list.held() }.all_zones;
+        // SAFETY: records on the list are whole, and never given back.
+        while let Some(this) = unsafe { core.as_ref() } {
+            f(this);
+            core = this.all_next.get();
+        }
+    }
+
+    /// Every keg's record, with the list's lock held by hand.
+    fn each_keg_record(&self, mut f: impl FnMut(&KegCore<P>)) {
+        // SAFETY: 1. the callers hold it.
+        let mut keg = unsafe { self.registry.list.held() }.all_kegs;
+        // SAFETY: records on the list are whole, and never given back.
+        while let Some(this) = unsafe { keg.as_ref() } {
+            f(this);
+            keg = this.all_next.get();
+        }
+    }
+}
