@@ -30,6 +30,10 @@ pub struct TypeLine {
 #[cfg(not(loom))]
 const _: () = assert!(core::mem::size_of::<TypeLine>() == 64);
 
+/// In the place of [`TypeLine::peak_bytes`]: the line is as far below its peak as can be, so that every free of the type in that slot
+/// looks closer, as frees do that have fallen far. Somebody sleeps on the type's limit. The line has not fallen since.
+pub const PEAK_ARMED: u64 = 1 << 62;
+
 /// First line of a slot's row.
 #[repr(C, align(64))]
 #[derive(Default)]
@@ -218,15 +222,16 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Puts what is pending into its line.
+    /// Puts what is pending into its line. Returns its bytes, 0 when there was none.
     ///
     /// Only inside the critical section of the row's slot.
-    pub fn settle(self) {
+    pub fn settle(self) -> u64 {
         let pending = &self.slot_line().pending;
         let before = pending.load(Ordering::Relaxed);
         pending.store(0, Ordering::Release);
         // SAFETY: as in `count_free`.
         unsafe { self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32) };
+        before >> 32
     }
 }
 
@@ -309,7 +314,10 @@ impl TypeTotals {
             sum.bytes_requested = sum.bytes_requested.wrapping_add(line.bytes_requested.load(Ordering::Relaxed));
             sum.size_mask |= line.size_mask.load(Ordering::Relaxed);
             let now = allocated.wrapping_sub(view.freed().1) as i64;
-            let peak = now.max(line.peak_bytes.load(Ordering::Relaxed) as i64);
+            let peak = match line.peak_bytes.load(Ordering::Relaxed) {
+                PEAK_ARMED => now,
+                peak => now.max(peak as i64),
+            };
             sum.peak_bytes = sum.peak_bytes.wrapping_add(peak);
         }
         sum

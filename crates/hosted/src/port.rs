@@ -105,6 +105,13 @@ unsafe impl Platform for Linux {
     fn misuse(misuse: &MisuseReport) {
         report::misuse(misuse);
     }
+
+    #[cold]
+    fn warning(text: &[u8]) {
+        let mut line = kern::text::Text::<512>::new();
+        line.push(b"kernmalloc: ").push(text).push(b"\n");
+        sys::write(2, line.as_bytes());
+    }
 }
 
 unsafe extern "C" {

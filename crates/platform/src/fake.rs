@@ -173,6 +173,7 @@ struct Supply {
     meta_budget: Option<usize>,
     discarded_bytes: usize,
     reports: Vec<MisuseReport>,
+    warnings: Vec<std::string::String>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -261,6 +262,7 @@ struct Here {
     held: Vec<usize>,
     /// Locks held, by address.
     locks: Vec<usize>,
+    interrupt: bool,
 }
 
 std::thread_local! {
@@ -337,6 +339,7 @@ impl Machine {
             hops: VecDeque::new(),
             held: Vec::new(),
             locks: Vec::new(),
+            interrupt: false,
         };
         let _restore = Restore(HERE.with_borrow_mut(|place| place.replace(here)));
         f()
@@ -453,10 +456,24 @@ impl Machine {
         self.inner.now_ns.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// Runs `f` as an interrupt handler does, on the CPU that this thread is on.
+    pub fn interrupt<T>(f: impl FnOnce() -> T) -> T {
+        let before = with(|here| core::mem::replace(&mut here.interrupt, true));
+        let result = f();
+        with(|here| here.interrupt = before);
+        result
+    }
+
     /// The misuses reported since the last call of this function.
     #[must_use]
     pub fn take_reports(&self) -> Vec<MisuseReport> {
         core::mem::take(&mut self.inner.supply().reports)
+    }
+
+    /// The warnings since the last call of this function.
+    #[must_use]
+    pub fn take_warnings(&self) -> Vec<std::string::String> {
+        core::mem::take(&mut self.inner.supply().warnings)
     }
 
     /// Takes a slot from under the allocator, as a holder does that is preempted. Give it back with [`Machine::resume`].
@@ -589,6 +606,11 @@ unsafe impl Platform for Fake {
         })
     }
 
+    fn warning(text: &[u8]) {
+        let text = std::string::String::from_utf8_lossy(text).into_owned();
+        Self::machine().supply().warnings.push(text);
+    }
+
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {
         let machine = Self::machine();
         if min_bytes == 0 || !min_bytes.is_multiple_of(PAGE) || !want_bytes.is_multiple_of(PAGE) {
@@ -679,9 +701,15 @@ unsafe impl Platform for Fake {
         true
     }
 
+    fn in_interrupt() -> bool {
+        with(|here| here.interrupt)
+    }
+
     fn may_sleep() -> Result<(), &'static str> {
         with(|here| {
-            if !here.held.is_empty() {
+            if here.interrupt {
+                Err("in an interrupt")
+            } else if !here.held.is_empty() {
                 Err("inside a critical section")
             } else if !here.locks.is_empty() {
                 Err("a lock is held")

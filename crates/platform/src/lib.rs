@@ -81,6 +81,22 @@ pub enum Misuse {
     UnalignedFree,
     /// Not an address of this heap.
     ForeignFree,
+    /// A block was given back with another size than it was asked for (kmem(9)).
+    WrongSize {
+        /// Bytes that the caller says it has.
+        given: usize,
+        /// Bytes that were asked for; `None` when the record of them was overwritten, or was never made because the block
+        /// did not come from kmem(9).
+        asked: Option<usize>,
+    },
+    /// Memory was asked for with permission to sleep where that is not allowed; what forbids it.
+    MaySleep(&'static str),
+    /// What was given as a malloc type is none: its magic word is wrong. The address is that of the supposed type.
+    BadType,
+    /// A malloc type was attached that is attached already, or detached that is not. The address is the type's.
+    TypeList,
+    /// A request for no bytes where that makes no sense (kmem(9)), or for a number of bytes that no computer has.
+    BadRequest,
 }
 
 /// A misuse, with all that is known of the address. Addresses of code are as the program sees them.
@@ -162,6 +178,9 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
         0
     }
 
+    /// Says something to whoever watches the console: one line of text, without the newline.
+    fn warning(_text: &[u8]) {}
+
     /// Grows the heap by at least `min_bytes`, by `want_bytes` if that can be had; the table word of every new page
     /// becomes accessible (and zero) as well. `None` when the system has no more.
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent>;
@@ -202,6 +221,11 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// is memory.
     fn may_sleep() -> Result<(), &'static str> {
         Ok(())
+    }
+
+    /// Whether the caller is an interrupt handler. Never in a process.
+    fn in_interrupt() -> bool {
+        false
     }
 
     /// Sleeps until [`wake_all`](Self::wake_all) is called for `word`; returns at once when `word` has another value than

@@ -21,6 +21,7 @@ mod large;
 mod outside;
 mod reclaim;
 mod resize;
+mod shortage;
 mod supply;
 
 use core::cell::UnsafeCell;
@@ -38,6 +39,7 @@ use crate::slab::{ClassInfo, Keg, TAG_FREE, TAG_NEVER};
 use crate::slot::{SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
 use outside::Outside;
+use shortage::Shortage;
 
 pub use outside::OutsideBlocks;
 
@@ -119,6 +121,9 @@ pub struct System<P: Platform> {
     last_purge_ns: AtomicU64,
     retaken_since_ns: AtomicU64,
     outside: Outside,
+    /// Requests asleep on the limit of their type.
+    limit_sleepers: AtomicU32,
+    pub(crate) shortage: Shortage,
 }
 
 // SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
@@ -155,7 +160,7 @@ impl<P: Platform> System<P> {
             heap_base: AtomicUsize::new(0),
             words: AtomicUsize::new(0),
             // SAFETY: never used before `boot` replaces it: a type is needed to count and there is none.
-            stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling()) }),
+            stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling(), P::wake_all) }),
             heap_pages: AtomicUsize::new(0),
             booted: AtomicBool::new(false),
             slots: UnsafeCell::new(SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: 0, rows: 0 }),
@@ -167,6 +172,8 @@ impl<P: Platform> System<P> {
             last_purge_ns: AtomicU64::new(0),
             retaken_since_ns: AtomicU64::new(0),
             outside: Outside::new(),
+            limit_sleepers: AtomicU32::new(0),
+            shortage: Shortage::new(),
         }
     }
 
@@ -178,7 +185,7 @@ impl<P: Platform> System<P> {
     pub unsafe fn boot(&self, boot: &Boot) -> bool {
         // SAFETY: 1. and 2.
         unsafe {
-            *self.stats.get() = Stats::new(boot.stats);
+            *self.stats.get() = Stats::new(boot.stats, P::wake_all);
             self.stats().boot();
         }
         let mut table = SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: boot.ids, rows: boot.rows };
@@ -245,6 +252,9 @@ impl<P: Platform> System<P> {
                 (*slot).index = index as u32;
                 (*slot).row = self.stats().row(index);
                 self.stats().count_slot(index);
+                if self.limit_sleepers.load(Ordering::Relaxed) != 0 {
+                    self.stats().arm_all((*slot).row);
+                }
             }
         }
     }
@@ -364,6 +374,28 @@ impl<P: Platform> System<P> {
         *next += 1;
         stats.header().types.used.store(*next as u64, Ordering::Release);
         Some(id)
+    }
+
+    /// The type of this name whose module was unloaded, for the next of that name to go on with.
+    pub(crate) fn revive_type(&self, name: &[u8]) -> Option<TypeId> {
+        let _types = self.types.lock();
+        let used = self.stats().header().types.used.load(Ordering::Acquire) as usize;
+        let name = &name[..name.len().min(31)];
+        (0..used).filter_map(TypeId::new).find(|&id| {
+            let record = self.type_record(id);
+            let gone = record.kind == abi::type_kind::STATIC
+                && record.flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0
+                && abi::c_text(&record.name) == name;
+            if gone {
+                record.flags.fetch_and(!abi::type_flag::GONE, Ordering::AcqRel);
+            }
+            gone
+        })
+    }
+
+    /// A request of the type failed before it came here. Counted.
+    pub(crate) fn fail_request(&self, id: TypeId) {
+        self.fail(id);
     }
 
     /// The statistics object's header.
