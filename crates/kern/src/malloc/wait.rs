@@ -175,6 +175,11 @@ impl<P: Platform> Malloc<'_, P> {
                 }
             }
         }
+        if matches!(request.waiting, Waiting::CanFail) && self.system.heap_bytes() < request.bytes {
+            // More than all that anybody could give back, and the port has no more: exhausted (NetBSD 1.73).
+            self.system.fail_request(id);
+            return None;
+        }
         self.system.type_record(id).map_blocks.fetch_add(1, Ordering::Relaxed);
         let sleeper = self.system.sleeper(request.bytes);
         loop {

@@ -461,6 +461,11 @@ impl<P: Platform> System<P> {
         zones.chain(rest)
     }
 
+    /// Bytes from the start of the heap to its end so far.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.heap_bytes.load(Ordering::Relaxed)
+    }
+
     /// Pages by use.
     pub fn page_counts(&self) -> crate::page::PageCounts {
         self.pages.lock().counts()
