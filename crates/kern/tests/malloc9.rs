@@ -105,8 +105,7 @@ fn a_module_comes_and_goes_and_its_leaks_are_warned_of() {
         assert_eq!(malloc.type_count(), 2);
         assert_eq!(malloc.load(MODULE), Err(TypeError::Attached("modbuf")));
         assert_eq!(world.machine.take_reports()[0].what, Misuse::TypeList);
-        let leaked: Vec<_> =
-            (0..3).map(|_| malloc.malloc(&M_MOD_BUFFERS, 1000, WaitOk, Flags::NONE)).collect();
+        let leaked: Vec<_> = (0..3).map(|_| malloc.malloc(&M_MOD_BUFFERS, 1000, WaitOk, Flags::NONE)).collect();
         let id = M_MOD_BUFFERS.id().unwrap();
         malloc.unload(MODULE);
         assert_eq!(
@@ -392,9 +391,8 @@ fn n1_44_61_sleeping_requests_in_the_wrong_place_are_reported() {
         assert!(Machine::interrupt(|| malloc.malloc(ty, 100, CanFail, Flags::NONE)).is_some());
         report("in an interrupt");
         // SAFETY: a block of the test.
-        let grown = Machine::interrupt(|| unsafe {
-            malloc.realloc(ty, block.as_ptr(), 5000, FlagWord(FlagWord::WAITOK))
-        });
+        let grown =
+            Machine::interrupt(|| unsafe { malloc.realloc(ty, block.as_ptr(), 5000, FlagWord(FlagWord::WAITOK)) });
         assert!(grown.is_some());
         assert!(world.machine.take_reports().iter().all(|r| r.what == Misuse::MaySleep("in an interrupt")));
         assert!(Machine::interrupt(|| malloc.malloc(ty, 100, NoWait, Flags::NONE)).is_some());

@@ -127,12 +127,7 @@ impl<P: Platform> Malloc<'_, P> {
     }
 
     /// A request of an ordinary type that may sleep.
-    pub(super) fn request_waiting(
-        &self,
-        name: &str,
-        id: TypeId,
-        request: &Request,
-    ) -> Option<NonNull<u8>> {
+    pub(super) fn request_waiting(&self, name: &str, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
         if !self.check_sleep(id, request) {
             let found = self.attempt(id, request);
             if found.is_none() && matches!(request.waiting, Waiting::WaitOk) {
