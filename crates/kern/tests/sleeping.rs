@@ -165,33 +165,31 @@ fn every_way_below_the_limit_wakes() {
     }
 }
 
-/// A slot that is first used while somebody sleeps gets armed lines, too.
+/// A slot that is first used while somebody sleeps gets armed lines, too: here its share rises above nothing before it falls, which
+/// alone would make no line compare, and the sleeper has looked in between.
 #[test]
 fn a_new_slot_wakes_sleepers_as_well() {
     let world = World::boot(config(64, 1));
     let malloc = Malloc::new(&world.system);
     let ty = new_type("new slot");
     let (first, second) = world.machine.run(|| {
-        malloc.set_limit(ty, 3000);
+        malloc.set_limit(ty, 2000);
         let block = || malloc.malloc(ty, 1500, NoWait, Flags::NONE).unwrap().as_ptr() as usize;
         (block(), block())
     });
     std::thread::scope(|scope| {
         let sleeper =
-            scope.spawn(|| world.machine.run(|| malloc.malloc(ty, 3000, WaitOk, Flags::NONE).as_ptr() as usize));
-        until("the sleeper", || asleep(&world, ty) == 1);
-        world.machine.run_on(63, || free(&malloc, first));
-        sleeper.join().unwrap();
-        // On slots never used before: blocks of an ordinary type first, so that the line is not the first thing they see.
-        let sleeper =
-            scope.spawn(|| world.machine.run(|| malloc.malloc(ty, 3000, WaitOk, Flags::NONE).as_ptr() as usize));
+            scope.spawn(|| world.machine.run(|| malloc.malloc(ty, 1000, WaitOk, Flags::NONE).as_ptr() as usize));
         until("the sleeper", || asleep(&world, ty) == 1);
         world.machine.run_on(62, || {
-            let other = malloc.malloc(new_type("other"), 1500, NoWait, Flags::NONE).unwrap();
-            free(&malloc, other.as_ptr() as usize);
-            free(&malloc, second);
-            malloc.set_limit(ty, 1 << 20);
+            // Admitted by nobody: as a request that was admitted before the sleeper came, and is served only now.
+            assert!(!world.system.alloc(1500, ty.id().unwrap()).is_null());
         });
+        world.machine.run(|| free(&malloc, second));
+        // Time for the sleeper to look, and to find too much in use.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!sleeper.is_finished());
+        world.machine.run_on(62, || free(&malloc, first));
         sleeper.join().unwrap();
     });
 }
@@ -297,7 +295,7 @@ fn n1_111_117_a_refill_that_sleeps_is_woken_by_a_free_on_any_cpu() {
 #[test]
 fn a_single_free_is_enough_for_who_waits_for_that_size() {
     for bytes in [16, 300, 5000, 40_000, 100_000, 4 << 20] {
-        for freed_on in [0, 1] {
+        for (freed_on, flags) in [(0, Flags::NONE), (1, Flags::NONE), (0, Flags::NORECLAIM)] {
             let world = World::boot(config(2, 1));
             let malloc = Malloc::new(&world.system);
             let (ty, other) = (new_type("sleeper"), new_type("other"));
@@ -311,15 +309,47 @@ fn a_single_free_is_enough_for_who_waits_for_that_size() {
                 blocks
             });
             std::thread::scope(|scope| {
-                let sleeper = scope.spawn(|| {
-                    world.machine.run_on(1, || malloc.malloc(ty, bytes, WaitOk, Flags::NONE).as_ptr() as usize)
-                });
+                let sleeper = scope
+                    .spawn(|| world.machine.run_on(1, || malloc.malloc(ty, bytes, WaitOk, flags).as_ptr() as usize));
                 until("the sleeper", || short_of_memory(&world, ty) == 1);
                 world.machine.run_on(freed_on, || free(&malloc, *blocks.last().unwrap()));
                 sleeper.join().unwrap();
             });
         }
     }
+}
+
+/// A request of another size that is served meanwhile must not leave room in a cache: what is freed there would be missed.
+#[test]
+fn no_cache_gets_room_while_somebody_sleeps() {
+    const BYTES: usize = 5000;
+    let slab = kern::class::slab_layout(kern::class::class_of(BYTES));
+    let world = World::boot(config(2, 1));
+    let malloc = Malloc::new(&world.system);
+    let (ty, other) = (new_type("sleeper"), new_type("other"));
+    world.machine.set_heap_budget(Some(slab.slab_bytes / PAGE + 40));
+    let blocks = world.machine.run(|| {
+        malloc.attach(ty).unwrap();
+        // Exactly a slab's worth, each of its items out; and nothing else left.
+        let blocks: Vec<_> =
+            (0..slab.items).map(|_| world.system.alloc(BYTES, kern::TypeId::MALLOC) as usize).collect();
+        exhaust(&malloc, other, &[40_000, 300, 16]);
+        blocks
+    });
+    std::thread::scope(|scope| {
+        let sleeper =
+            scope.spawn(|| world.machine.run_on(1, || malloc.malloc(ty, 2000, WaitOk, Flags::NONE).as_ptr() as usize));
+        until("the sleeper", || short_of_memory(&world, ty) == 1);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        world.machine.run(|| {
+            let mut blocks = blocks;
+            free(&malloc, blocks.pop().unwrap());
+            blocks.push(world.system.alloc(BYTES, kern::TypeId::MALLOC) as usize);
+            assert!(!blocks.contains(&0));
+            blocks.drain(..).for_each(|block| free(&malloc, block));
+        });
+        sleeper.join().unwrap();
+    });
 }
 
 /// Who waits for a small block is not held up by who waits for a large one, and within a size it is first come, first served.

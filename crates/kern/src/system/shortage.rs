@@ -93,7 +93,7 @@ impl<P: Platform> System<P> {
         // Counted before the first slot is claimed: see the module's text.
         self.shortage.sleepers.fetch_add(1, Ordering::SeqCst);
         let woken = self.drain_slots();
-        self.drain_depots();
+        self.drain_zones();
         Sleeper { queue, ticket, woken }
     }
 

@@ -126,6 +126,13 @@ impl<P: Platform> System<P> {
                 unsafe { self.release_slab(&mut keg, class, slab) };
             }
         }
+        // The empty slab that is kept otherwise is just what somebody may be waiting for.
+        while self.is_short()
+            && let Some(slab) = keg.surplus(0)
+        {
+            // SAFETY: a surplus slab is on the empty list.
+            unsafe { self.release_slab(&mut keg, class, slab) };
+        }
         self.publish_keg(class, &keg);
         self.wake_sleepers();
     }
