@@ -41,7 +41,8 @@ pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 mod line;
 pub mod page;
-pub use line::{PEAK_ARMED, FreeSize, LineView, Row, SlotLine, TypeLine, TypeTotals};
+pub mod sysctl;
+pub use line::{FreeSize, LineView, PEAK_ARMED, Row, SlotLine, TypeLine, TypeTotals};
 
 /// `KERNMALC`, little-endian, at offset 0. Stored last by the writer: a reader that sees it sees a
 /// whole header.
@@ -362,8 +363,10 @@ pub struct ZoneRecord {
     pub slabs_high_water: AtomicU64,
     /// Slabs without an item in use, kept for reuse.
     pub slabs_idle: AtomicU64,
+    /// Most items in a bucket, 0 for what the item size allows. May be written from outside, see [`Control`].
+    pub bucket_size_max: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
 

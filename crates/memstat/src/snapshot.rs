@@ -320,6 +320,8 @@ pub struct Zone {
     pub xdomain: u64,
     /// Items that the largest bucket holds now.
     pub bucket_size: u64,
+    /// Most items in a bucket as set for this zone, 0 for what the item size allows.
+    pub bucket_size_max: u64,
     /// Allocations.
     pub allocs: u64,
     /// Frees.

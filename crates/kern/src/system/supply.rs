@@ -140,7 +140,9 @@ impl<P: Platform> System<P> {
     /// Most items that a bucket of this class may have, as of the zone's own cap and of the one for all.
     pub(super) fn bucket_cap(&self, class: usize) -> usize {
         let all = self.stats().header().control.bucket_size_max.load(Ordering::Relaxed);
-        bucket_max(class).min(usize::try_from(all).unwrap_or(usize::MAX).max(1))
+        let own = self.stats().zone(class).bucket_size_max.load(Ordering::Relaxed);
+        let cap = |value: u64| if value == 0 { usize::MAX } else { usize::try_from(value).unwrap_or(usize::MAX) };
+        bucket_max(class).min(cap(all)).min(cap(own))
     }
 
     pub(super) fn add_slab(&self, keg: &mut Keg, class: usize) -> Option<()> {
