@@ -492,3 +492,35 @@ fn the_reserve_is_for_those_who_may_use_it() {
         }
     });
 }
+
+/// F (WITNESS): with a lock held.
+#[test]
+fn f_waitok_with_a_lock_held_is_reported() {
+    let world = World::boot(platform::fake::Config { strict: false, ..config(1, 1) });
+    let malloc = Malloc::new(&world.system);
+    world.machine.run(|| {
+        let ty = new_type("locked");
+        let lock: platform::Lock<platform::fake::FakeLock, ()> = platform::Lock::new(());
+        let guard = lock.lock();
+        malloc.malloc(ty, 100, WaitOk, Flags::NONE);
+        let reports = world.machine.take_reports();
+        assert_eq!((reports.len(), reports[0].what), (1, Misuse::MaySleep("a lock is held")));
+        assert!(malloc.malloc(ty, 100, NoWait, Flags::NONE).is_some());
+        drop(guard);
+        malloc.malloc(ty, 100, WaitOk, Flags::NONE);
+        assert!(world.machine.take_reports().is_empty());
+    });
+}
+
+/// N1.97: memory is taken from the machine in large pieces.
+#[test]
+fn n1_97_memory_is_taken_in_large_pieces() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("pieces");
+        for _ in 0..(64 << 20) / 512 {
+            malloc.malloc(ty, 500, NoWait, Flags::NONE).unwrap();
+        }
+        let calls = world.machine.calls(platform::fake::Call::ExtendHeap);
+        assert!(world.machine.heap_given() >= 64 << 20 && calls <= 32, "{calls} calls");
+    });
+}
