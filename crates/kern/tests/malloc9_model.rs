@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
             }
             Op::Array { ty, count, size } => {
                 let block = self.malloc.mallocarray(self.types[ty], count, size, NoWait, Flags::NONE);
-                let bytes = count.checked_mul(size).unwrap_or(usize::MAX);
+                let bytes = count.saturating_mul(size);
                 self.expect(block.is_some(), ty, bytes)?;
                 if let Some(block) = block {
                     self.keep(block.as_ptr(), bytes, Some(ty));
@@ -298,8 +298,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(ty, bytes, align_log2, how)| Op::Malloc { ty, bytes, align_log2, how }),
         2 => (ty.clone(), any::<usize>(), 0..100usize).prop_map(|(ty, count, size)| Op::Array { ty, count, size }),
         2 => (ty.clone(), 0..1000usize, 0..100usize).prop_map(|(ty, count, size)| Op::Array { ty, count, size }),
-        14 => (pick.clone(), 0..4u8).prop_map(|(pick, how)| Op::Free { pick, how }),
-        8 => (pick.clone(), ty.clone(), size(), 0..2u8)
+        14 => (pick, 0..4u8).prop_map(|(pick, how)| Op::Free { pick, how }),
+        8 => (pick, ty.clone(), size(), 0..2u8)
             .prop_map(|(pick, ty, bytes, how)| Op::Realloc { pick, ty, bytes, how }),
         6 => (1..10_000usize, any::<bool>()).prop_map(|(bytes, zero)| Op::Kmem { bytes, zero }),
         6 => (pick, 0..40usize).prop_map(|(pick, wrong_by)| Op::KmemFree { pick, wrong_by }),

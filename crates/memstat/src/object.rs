@@ -471,6 +471,7 @@ fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Ma
         limit_bytes: newer.u64(what, field(offset_of!(TypeRecord, limit_bytes)))?,
         limit_blocks: newer.u64(what, field(offset_of!(TypeRecord, limit_blocks)))?,
         map_blocks: newer.u64(what, field(offset_of!(TypeRecord, map_blocks)))?,
+        gone: newer.u32(what, field(offset_of!(TypeRecord, flags)))? & abi::type_flag::GONE != 0,
     })
 }
 

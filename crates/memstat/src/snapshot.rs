@@ -186,6 +186,8 @@ pub struct MallocType {
     pub limit_blocks: u64,
     /// Requests that slept for memory.
     pub map_blocks: u64,
+    /// Whether the module that defined the type was unloaded.
+    pub gone: bool,
 }
 
 /// Sum of the types of one library.

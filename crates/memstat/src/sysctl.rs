@@ -122,7 +122,9 @@ impl Object {
                 });
             }
         }
-        for ty in snapshot.types.iter().filter(|ty| ty.kind == TypeKind::Static) {
+        for ty in
+            snapshot.types.iter().filter(|ty| ty.kind == TypeKind::Static && !(ty.gone && ty.totals.in_use() == 0))
+        {
             for entry in sysctl::TYPE_TABLE {
                 all.push(Setting {
                     name: format!("kern.malloc_stats.{}.{}", part(&ty.name), entry.suffix),

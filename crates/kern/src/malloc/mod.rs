@@ -175,7 +175,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
         wait: W,
         flags: Flags,
     ) -> W::Block {
-        self.malloc(ty, count.checked_mul(size).unwrap_or(usize::MAX), wait, flags)
+        self.malloc(ty, count.saturating_mul(size), wait, flags)
     }
 
     /// A block from memory near a NUMA domain. Memory is handed out by the domain of the CPU that asks; a domain that is not

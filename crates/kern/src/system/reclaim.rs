@@ -26,7 +26,11 @@ impl<P: Platform> System<P> {
 
     /// Empties the caches of all slots. False when the platform could not claim one.
     pub(super) fn drain_slots(&self) -> bool {
-        (0..self.slot_table().count()).fold(true, |all, index| self.drain_slot(index) && all)
+        let mut all = true;
+        for index in 0..self.slot_table().count() {
+            all &= self.drain_slot(index);
+        }
+        all
     }
 
     /// Items of the depots go to their slabs, and slabs that are empty to the arena. `UMA_RECLAIM_DRAIN`.
