@@ -222,16 +222,22 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Puts what is pending into its line. Returns its bytes, 0 when there was none.
+    /// Puts what is pending into its line.
     ///
     /// Only inside the critical section of the row's slot.
-    pub fn settle(self) -> u64 {
+    pub fn settle(self) {
         let pending = &self.slot_line().pending;
         let before = pending.load(Ordering::Relaxed);
         pending.store(0, Ordering::Release);
         // SAFETY: as in `count_free`.
         unsafe { self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32) };
-        before >> 32
+    }
+
+    /// Bytes of the free that is pending for the type with this index, 0 when none is.
+    #[must_use]
+    pub fn pending_bytes(self, index: usize) -> u64 {
+        let pending = self.slot_line().pending.load(Ordering::Relaxed);
+        if pending & u64::from(u32::MAX) == Self::offset(index) { pending >> 32 } else { 0 }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Sleepers against the fast path of free, in every interleaving that loom finds: who sleeps on the limit of a type (`kern`'s
-//! `stats::compare` and `malloc::limit`, over the real [`TypeLine`]) and who sleeps for memory (`system::shortage`). The fast path has
+//! `stats::compare` and `malloc::limit`, over the real [`Row`]) and who sleeps for memory (`system::shortage`). The fast path has
 //! no branch and no fence for either; a wake-up that is lost is a wait without end, which loom reports.
 //!
 //! Preemption bound 3. Each step on which the argument rests is left out once, and must then be missed.
 #![cfg(loom)]
 
-use abi::{Ordering, TypeLine};
+use abi::{FreeSize, LineView, Ordering, PEAK_ARMED, Row, SlotLine, TypeLine, TypeTotals};
 use kernmalloc_abi as abi;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU32;
@@ -63,8 +63,7 @@ impl Section {
     }
 }
 
-const ARMED: u64 = i64::MAX as u64;
-const COMPARE_BYTES: u64 = 16;
+const COMPARE_BYTES: i64 = 16;
 const BLOCK: u64 = 48;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -78,34 +77,50 @@ enum Limit {
     LooksEarly,
 }
 
+/// A slot's row of one type.
+#[derive(Default)]
+#[repr(C)]
+struct OneType {
+    slot: SlotLine,
+    line: TypeLine,
+}
+
+impl OneType {
+    fn row(&self) -> Row<'_> {
+        // SAFETY: 1. the first of a slot line and a line.
+        unsafe { Row::new((&raw const *self).cast()) }
+    }
+}
+
 struct Type {
     sections: [Section; 2],
-    lines: [TypeLine; 2],
+    rows: [OneType; 2],
     sleepers: AtomicU32,
     wakeups: Futex,
 }
 
 impl Type {
     fn in_use(&self) -> u64 {
-        abi::TypeTotals::read(self.lines.iter()).bytes_in_use()
+        TypeTotals::read(self.rows.iter().map(|row| LineView::new(&row.slot, &row.line, 0))).bytes_in_use()
     }
 
-    /// `Stats::compare`: inside the section of the line's slot.
-    fn compare(&self, line: &TypeLine) {
-        let now = line.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(line.bytes_freed.load(Ordering::Relaxed));
+    /// `Stats::fold`: inside the section of the row's slot.
+    fn fold(&self, row: &OneType) -> bool {
+        row.row().settle();
         let asleep = self.sleepers.load(Ordering::Relaxed) != 0;
-        line.floor_bytes.store(if asleep { ARMED } else { now.wrapping_sub(COMPARE_BYTES) }, Ordering::Relaxed);
-        if asleep {
-            self.wakeups.wake_all();
-        }
+        let peak = if asleep { PEAK_ARMED } else { row.line.in_use() as u64 };
+        row.line.peak_bytes.store(peak, Ordering::Relaxed);
+        asleep
     }
 
     /// The fast path of free, as far as statistics go.
     fn free(&self, slot: usize) {
         self.sections[slot].enter();
-        let line = &self.lines[slot];
-        if line.count_free(BLOCK) < line.floor_bytes.load(Ordering::Relaxed) as i64 {
-            self.compare(line);
+        let row = &self.rows[slot];
+        // SAFETY: 1. there is one type. 2. we hold the slot.
+        let fall = unsafe { row.row().count_free(0, FreeSize::new(BLOCK as u32)) };
+        if fall > COMPARE_BYTES && self.fold(row) {
+            self.wakeups.wake_all();
         }
         self.sections[slot].leave();
     }
@@ -116,13 +131,14 @@ impl Type {
         if how != Limit::CountsLate {
             count();
         }
-        for (section, line) in self.sections.iter().zip(&self.lines) {
+        for (section, row) in self.sections.iter().zip(&self.rows) {
             if how == Limit::ArmsFromOutside {
-                line.floor_bytes.store(ARMED, Ordering::Relaxed);
+                row.line.peak_bytes.store(PEAK_ARMED, Ordering::Relaxed);
                 continue;
             }
             section.enter();
-            line.floor_bytes.store(ARMED, Ordering::Relaxed);
+            row.row().settle();
+            row.line.peak_bytes.store(PEAK_ARMED, Ordering::Relaxed);
             section.leave();
         }
         if how == Limit::CountsLate {
@@ -151,12 +167,12 @@ fn limit(how: Limit) {
     model(move || {
         let ty = Arc::new(Type {
             sections: [Section::new(), Section::new()],
-            lines: [TypeLine::default(), TypeLine::default()],
+            rows: [OneType::default(), OneType::default()],
             sleepers: AtomicU32::new(0),
             wakeups: Futex::new(),
         });
         for _ in 0..2 {
-            ty.lines[0].count_alloc(BLOCK, BLOCK, 4);
+            ty.rows[0].line.count_alloc(BLOCK, BLOCK, 4);
         }
         let freer = {
             let ty = Arc::clone(&ty);

@@ -13,8 +13,8 @@
 use core::ptr::NonNull;
 
 use abi::{
-    AtomicU32, AtomicU64, FreeSize, Header, LibRecord, NO_LIB, Ordering, PEAK_ARMED, Row, Section, SlotLine, TypeRecord,
-    TypeTotals, ZoneLine, ZoneRecord,
+    AtomicU32, AtomicU64, FreeSize, Header, LibRecord, NO_LIB, Ordering, PEAK_ARMED, Row, Section, SlotLine, TypeLine,
+    TypeRecord, TypeTotals, ZoneLine, ZoneRecord,
 };
 
 use crate::class::CLASSES;
@@ -228,7 +228,8 @@ impl Stats {
     ///
     /// Inside the section of the row's slot.
     pub(crate) fn fold(&self, id: TypeId, row: Row<'_>, served: u64) -> bool {
-        let served = served + row.settle();
+        let served = served + row.pending_bytes(id.index());
+        row.settle();
         // SAFETY: 1. a row has a line for every type there can be.
         let own = unsafe { row.line(id.index()) };
         if own.peak_bytes.load(Ordering::Relaxed) == PEAK_ARMED {

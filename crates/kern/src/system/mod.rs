@@ -463,7 +463,7 @@ impl<P: Platform> System<P> {
 
     /// Bytes from the start of the heap to its end so far.
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.heap_bytes.load(Ordering::Relaxed)
+        self.heap_pages.load(Ordering::Relaxed) << P::PAGE_SHIFT
     }
 
     /// Pages by use.
