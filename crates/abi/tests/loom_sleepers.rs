@@ -16,7 +16,7 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     // Far more than a run takes that ends.
-    builder.max_branches = 300;
+    builder.max_branches = 3000;
     builder.check(f);
 }
 

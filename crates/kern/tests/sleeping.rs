@@ -120,6 +120,9 @@ fn sleepers_on_a_limit_are_served_in_order() {
         });
         let record = world.system.type_record(ty.id().unwrap());
         assert_eq!(record.limit_blocks.load(Ordering::Relaxed), 5);
+        // Lines that are armed say nothing of their peak, and must not be taken to.
+        let mark = world.high_water(ty.id().unwrap());
+        assert!((1024..1 << 20).contains(&mark), "{mark}");
         assert_eq!((asleep(&world, ty), world.totals(ty.id().unwrap()).in_use()), (0, 0));
         world.machine.run(|| world.system.validate().unwrap());
     }
