@@ -486,7 +486,7 @@ fn sysctl_changes_how_much_a_running_program_keeps() {
     tell(&mut live, "drop");
     assert!(live.value("vm.kmem_free_dirty") > 20 << 20);
     assert_eq!(stdout(&live.sysctl(&["vm.kmem_dirty_keep=64"])), "vm.kmem_dirty_keep: 1000000 -> 64\n");
-    // Half of what is too much goes in each 50 ms in which pages come and go.
+    // When pages come and go next.
     wait_for("the memory goes back", || {
         tell(&mut live, "grow 3000");
         tell(&mut live, "drop");
