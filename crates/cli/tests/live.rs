@@ -273,6 +273,13 @@ fn without_a_directory_the_object_is_read_from_the_program() {
         out.status.success().then(|| stdout(&out)).filter(|table| table.contains("libc.so"))
     });
     assert!(table.contains("libc.so"), "{table}");
+    // And written there, as there is no file.
+    let sysctl = |arg: &str| {
+        let out = kernmalloc().args(["sysctl", "-p", &cat.id().to_string(), arg]).output().unwrap();
+        stdout(&out) + &stderr(&out)
+    };
+    assert_eq!(sysctl("vm.kmem_dirty_keep=77"), "vm.kmem_dirty_keep: 1024 -> 77\n");
+    assert_eq!(sysctl("vm.kmem_dirty_keep"), "vm.kmem_dirty_keep: 77\n");
     drop(cat.stdin.take());
     assert!(cat.wait().unwrap().success());
 }

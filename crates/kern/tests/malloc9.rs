@@ -524,3 +524,46 @@ fn n1_97_memory_is_taken_in_large_pieces() {
         assert!(world.machine.heap_given() >= 64 << 20 && calls <= 32, "{calls} calls");
     });
 }
+
+#[test]
+fn pages_of_a_kind_are_made_so_and_ordinary_again_at_free() {
+    use platform::PageKind;
+    use platform::fake::Call;
+
+    with_malloc(2, |world, malloc| {
+        let ty = new_type("code");
+        let machine = &world.machine;
+        let word = FlagWord(FlagWord::NOWAIT);
+        for bytes in [10, PAGE, 70_000, 3 << 20] {
+            let code = malloc.malloc_exec(ty, bytes, WaitOk, Flags::ZERO).as_ptr();
+            let quiet = malloc.malloc(ty, bytes, NoWait, Flags::NODUMP).unwrap().as_ptr();
+            for at in (0..bytes).step_by(PAGE) {
+                let (code, quiet) = (code as usize + at, quiet as usize + at);
+                assert_eq!(machine.page_kind(code), PageKind { executable: true, dumped: true });
+                // A hint, for what is smaller than a page.
+                let dumped = bytes < PAGE;
+                assert_eq!(machine.page_kind(quiet), PageKind { executable: false, dumped });
+            }
+            // SAFETY: blocks of the test.
+            unsafe {
+                code.write(0xc3);
+                let moved = malloc.realloc(ty, code, bytes + 5000, word).unwrap().as_ptr();
+                assert_eq!((moved.read(), machine.page_kind(moved as usize).executable), (0xc3, true));
+                assert!(!machine.page_kind(code as usize).executable || moved == code);
+                malloc.free(moved);
+                malloc.zfree(quiet);
+            }
+            assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)), "{bytes}");
+        }
+        // A port that cannot, and a machine that has no memory for the list's record.
+        machine.fail_every(Call::SetPageKind, 1);
+        let failures = world.failures(ty.id().unwrap());
+        assert!(malloc.malloc_exec(ty, 100, NoWait, Flags::NONE).is_none());
+        assert!(malloc.malloc_exec(ty, 100, CanFail, Flags::NONE).is_none());
+        assert_eq!(world.failures(ty.id().unwrap()), failures + 2);
+        machine.heal();
+        assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)));
+        assert_eq!(world.totals(kern::TypeId::MALLOC).in_use(), 0);
+        assert!(machine.take_reports().is_empty());
+    });
+}

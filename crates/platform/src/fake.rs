@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
-use crate::{Extent, MisuseReport, Platform, RawLock, SlotTable};
+use crate::{Extent, MisuseReport, PageKind, Platform, RawLock, SlotTable};
 
 /// Bytes of a page of the machine.
 pub const PAGE: usize = 1 << Fake::PAGE_SHIFT;
@@ -95,6 +95,8 @@ pub enum Call {
     Populate,
     /// [`Platform::move_pages`].
     MovePages,
+    /// [`Platform::set_page_kind`], to another kind than the ordinary one.
+    SetPageKind,
     /// [`Platform::out_of_memory`]; cannot fail.
     OutOfMemory,
     /// [`Platform::misuse`]; cannot fail.
@@ -174,6 +176,8 @@ struct Supply {
     discarded_bytes: usize,
     reports: Vec<MisuseReport>,
     warnings: Vec<std::string::String>,
+    /// Pages that are not ordinary, by their addresses.
+    page_kinds: std::collections::HashMap<usize, PageKind>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -470,6 +474,18 @@ impl Machine {
         core::mem::take(&mut self.inner.supply().reports)
     }
 
+    /// Of which kind a page is.
+    #[must_use]
+    pub fn page_kind(&self, addr: usize) -> PageKind {
+        self.inner.supply().page_kinds.get(&(addr & !(PAGE - 1))).copied().unwrap_or(PageKind::ORDINARY)
+    }
+
+    /// Pages that are not ordinary.
+    #[must_use]
+    pub fn special_pages(&self) -> usize {
+        self.inner.supply().page_kinds.len()
+    }
+
     /// The warnings since the last call of this function.
     #[must_use]
     pub fn take_warnings(&self) -> Vec<std::string::String> {
@@ -681,6 +697,23 @@ unsafe impl Platform for Fake {
         let machine = Self::machine();
         machine.check_pages("populate", addr, bytes);
         !machine.call(Call::Populate)
+    }
+
+    unsafe fn set_page_kind(addr: usize, bytes: usize, kind: PageKind) -> bool {
+        let machine = Self::machine();
+        machine.check_pages("set_page_kind", addr, bytes);
+        if kind != PageKind::ORDINARY && machine.call(Call::SetPageKind) {
+            return false;
+        }
+        let mut supply = machine.supply();
+        for page in (addr..addr + bytes).step_by(PAGE) {
+            if kind == PageKind::ORDINARY {
+                supply.page_kinds.remove(&page);
+            } else {
+                supply.page_kinds.insert(page, kind);
+            }
+        }
+        true
     }
 
     unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> bool {

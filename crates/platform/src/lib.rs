@@ -70,6 +70,20 @@ pub struct Extent {
     pub bytes: usize,
 }
 
+/// What pages are beside readable and writable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageKind {
+    /// Code in them can run.
+    pub executable: bool,
+    /// They are part of a core; a hint.
+    pub dumped: bool,
+}
+
+impl PageKind {
+    /// As pages are unless told otherwise.
+    pub const ORDINARY: Self = Self { executable: false, dumped: true };
+}
+
 /// What was wrong with a pointer given back, or with memory looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misuse {
@@ -202,6 +216,15 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// 1. The pages are the heap's, and the caller's alone.
     unsafe fn populate(_addr: usize, _bytes: usize) -> bool {
         true
+    }
+
+    /// Makes pages of the heap of a kind. False, with nothing changed, where the port cannot; back to
+    /// [`PageKind::ORDINARY`] it always can.
+    ///
+    /// # Safety
+    /// 1. The pages are the heap's, and the caller's alone.
+    unsafe fn set_page_kind(_addr: usize, _bytes: usize, kind: PageKind) -> bool {
+        !kind.executable
     }
 
     /// Moves the memory behind `from` to `to` without copying; afterwards `from` reads as zero. False, with nothing

@@ -20,8 +20,10 @@ impl Flags {
     pub const NOVM: Self = Self(0x0200);
     /// May dip into the reserve (`vm.kmem_reserve_pages`).
     pub const USE_RESERVE: Self = Self(0x0400);
-    /// Contents are of no use in a core. A hint; items of slabs are dumped with their slab.
+    /// Contents are of no use in a core. For blocks of a page or more, where the port can; others are dumped with their slab.
     pub const NODUMP: Self = Self(0x0800);
+    /// Code in the block can run. In pages of its own; fails where the port cannot do it.
+    pub const EXEC: Self = Self(0x4000);
     /// For arenas (vmem(9)); malloc takes and ignores it.
     pub const FIRSTFIT: Self = Self(0x1000);
     /// See [`Flags::FIRSTFIT`].
@@ -31,7 +33,22 @@ impl Flags {
     /// Will never be freed. A hint.
     pub const NEVERFREED: Self = Self(0x1_0000);
 
-    const ALL: u32 = 0x1_bf80;
+    /// What needs pages of its own.
+    pub(super) const EXEC_OR_NODUMP: Self = Self(Self::EXEC.0 | Self::NODUMP.0);
+
+    const ALL: u32 = 0x1_ff80;
+
+    /// These but for some.
+    #[must_use]
+    pub const fn without(self, flags: Self) -> Self {
+        Self(self.0 & !flags.0)
+    }
+
+    /// Whether any of these is set.
+    #[must_use]
+    pub const fn has_any(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
 
     /// Whether all of these are set.
     #[must_use]
@@ -149,7 +166,7 @@ mod tests {
         assert_eq!(FlagWord(0x0101).parse(), Some((Waiting::NoWait, Flags::ZERO)));
         assert_eq!(FlagWord(0x0002).parse(), Some((Waiting::WaitOk, Flags::NONE)));
         assert_eq!(FlagWord(0x0406).parse(), Some((Waiting::CanFail, Flags::USE_RESERVE)));
-        for wrong in [0, 3, 0x0100, 0x0004, 0x4001 & !0x4000 | 0x0040, 0x8000_0001] {
+        for wrong in [0, 3, 0x0100, 0x0004, 0x0041, 0x8000_0001] {
             assert_eq!(FlagWord(wrong).parse(), None, "{wrong:#x}");
         }
     }

@@ -20,6 +20,7 @@
 //! * `limit`: admission, first come, first served
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
 //! * `kmem`: kmem(9), sizes given back and checked
+//! * `special`: blocks whose pages are executable or not dumped
 //! * `sizing`: `vm.kmem_size` and its relatives
 //!
 //! # What may sleep
@@ -35,6 +36,7 @@ mod flags;
 mod kmem;
 mod limit;
 mod sizing;
+mod special;
 mod types;
 mod wait;
 
@@ -48,6 +50,7 @@ use platform::{Lock, Misuse, MisuseReport, Platform};
 use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
 use crate::stats::TypeId;
 use crate::system::{MAX_REQUEST_BYTES, System};
+use special::Specials;
 use types::{List, Look};
 use wait::Handlers;
 
@@ -63,6 +66,9 @@ pub struct Malloc<'s, P: Platform> {
     list: Lock<P::Lock, List>,
     admission: Lock<P::Lock, ()>,
     handlers: Lock<P::Lock, Handlers>,
+    special: Lock<P::Lock, Specials>,
+    /// How many there are: what free looks at.
+    specials: AtomicU32,
     /// Not zero while a thread runs the low-memory handlers.
     reclaiming: AtomicU32,
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
@@ -108,6 +114,8 @@ impl<'s, P: Platform> Malloc<'s, P> {
             list: Lock::new(List(Cell::new(null()))),
             admission: Lock::new(()),
             handlers: Lock::new(Handlers::new()),
+            special: Lock::new(Specials::new()),
+            specials: AtomicU32::new(0),
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
@@ -162,6 +170,14 @@ impl<'s, P: Platform> Malloc<'s, P> {
         W::block(self.request(ty, Request { bytes, align, waiting: W::WAITING, flags }))
     }
 
+    /// A block in which code can run. Otherwise as [`malloc`](Self::malloc). Fails where the port cannot do it. malloc_exec(9).
+    ///
+    /// # Panics
+    /// As [`malloc`](Self::malloc), and with [`WaitOk`] where the port cannot.
+    pub fn malloc_exec<W: Wait>(&self, ty: &'static MallocType, bytes: usize, wait: W, flags: Flags) -> W::Block {
+        self.malloc(ty, bytes, wait, flags | Flags::EXEC)
+    }
+
     /// A block for `count` items of `size` bytes each. A product that no computer has is a failure, never a smaller block (FreeBSD
     /// panics even without `M_WAITOK`; NetBSD 1.146 wrapped). Otherwise as [`malloc`](Self::malloc). mallocarray(9).
     ///
@@ -202,6 +218,9 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// 1. Nobody uses the block any more.
     #[inline]
     pub unsafe fn free(&self, block: *mut u8) {
+        if self.specials.load(Ordering::Relaxed) != 0 {
+            self.make_ordinary(block);
+        }
         // SAFETY: 1.
         unsafe { self.system.free(block, 0) }
     }
@@ -293,6 +312,9 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// The way of every request. Ordinary types and no permission to sleep: the system's fast path, one compare later.
     #[inline]
     fn request(&self, ty: &'static MallocType, request: Request) -> Option<NonNull<u8>> {
+        if request.flags.has_any(special::FLAGS) {
+            return self.request_special(ty, request);
+        }
         match self.look(ty) {
             Look::Plain(id) if matches!(request.waiting, Waiting::NoWait) => self.attempt(id, &request),
             Look::Plain(id) => self.request_waiting(ty.name(), id, &request),
@@ -351,6 +373,17 @@ impl<'s, P: Platform> Malloc<'s, P> {
         if old == 0 {
             // No block: reported there.
             return in_system();
+        }
+        let kind = self.special_flags(block);
+        if kind != Flags::NONE {
+            // It keeps its kind, and moves: its pages are not the system's to extend.
+            let new = self.request(ty, Request { flags: kind, ..request })?;
+            // SAFETY: as below.
+            unsafe {
+                core::ptr::copy_nonoverlapping(block, new.as_ptr(), old.min(request.bytes));
+                self.free(block);
+            }
+            return Some(new);
         }
         // The block serves while it fits and is more than half used. (1.136: by the size that it really has.)
         let stays = request.bytes <= old && (request.bytes > old / 2 || old == class_bytes(0));
