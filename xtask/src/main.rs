@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 mod bench;
 mod bench_vmem;
 mod debian;
+mod history;
 mod layers;
 mod machine;
 mod measure;

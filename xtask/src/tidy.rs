@@ -1,6 +1,6 @@
 //! `cargo xtask tidy`: what a reviewer should not have to look for.
 
-use crate::{layers, ports, qemu, shell};
+use crate::{history, layers, ports, qemu, shell};
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +10,7 @@ pub(crate) fn run() -> Result<()> {
     clippy()?;
     layers::check()?;
     ports::check()?;
+    history::check()?;
     stray_files()?;
     println!("tidy");
     Ok(())

@@ -41,7 +41,8 @@ pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 mod line;
 pub mod page;
-pub use line::{FreeSize, LineView, Row, SlotLine, TypeLine, TypeTotals};
+pub mod sysctl;
+pub use line::{FreeSize, LineView, PEAK_ARMED, Row, SlotLine, TypeLine, TypeTotals};
 
 /// `KERNMALC`, little-endian, at offset 0. Stored last by the writer: a reader that sees it sees a
 /// whole header.
@@ -90,6 +91,40 @@ pub mod attribution {
     pub const LIBRARY: u32 = 1;
     /// To the call site, whose parent is the library (the default).
     pub const SITE: u32 = 2;
+}
+
+/// Default of [`Control::dirty_keep_pages`].
+pub const DIRTY_KEEP_PAGES: u64 = 1024;
+/// Default of [`Control::bucket_size_max`]: as large as the zones' own bounds allow.
+pub const BUCKET_SIZE_MAX: u64 = 255;
+
+/// What [`Control::uma_reclaim`] asks for, as FreeBSD's `uma_reclaim(9)` has it.
+pub mod reclaim_request {
+    /// Free pages go back to the system.
+    pub const TRIM: u64 = 1;
+    /// Depots and empty slabs, too.
+    pub const DRAIN: u64 = 2;
+    /// The caches of the CPUs, too.
+    pub const DRAIN_CPU: u64 = 3;
+}
+
+/// Words that a process of the same user may write while the program runs, and that the program reads on slow paths. Whatever
+/// stands in them, the program holds it to the bounds of [`sysctl`]. Written with their defaults at boot.
+#[repr(C)]
+#[derive(Default)]
+pub struct Control {
+    /// One of [`reclaim_request`], 0 for none; the program clears it when it takes it up.
+    pub uma_reclaim: AtomicU64,
+    /// Reclaims done because they were asked for.
+    pub reclaims: AtomicU64,
+    /// Free pages that stay with the heap however little is in use.
+    pub dirty_keep_pages: AtomicU64,
+    /// Most items in a bucket of any zone.
+    pub bucket_size_max: AtomicU64,
+    /// 1 when a misuse is only reported and the program goes on.
+    pub misuse_goes_on: AtomicU64,
+    /// Room to grow.
+    pub reserved: [u64; 11],
 }
 
 /// First record of the object.
@@ -187,6 +222,8 @@ pub struct Header {
     pub foreign_malloc: AtomicU32,
     /// See [`Header::report_len`].
     pub report: [u8; 2048],
+    /// What may be set from outside while the program runs.
+    pub control: Control,
 }
 const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES as usize);
 
@@ -230,6 +267,13 @@ pub mod type_kind {
     pub const LIBRARY: u32 = 5;
 }
 
+/// Flags of a [`TypeRecord`].
+pub mod type_flag {
+    /// The module that defined the type was unloaded; what it leaked still counts. The next type of this name goes on
+    /// with the record.
+    pub const GONE: u32 = 1;
+}
+
 /// [`TypeRecord::lib`] of a type that has no library.
 pub const NO_LIB: u32 = u32::MAX;
 
@@ -255,8 +299,14 @@ pub struct TypeRecord {
     pub limit_blocks: AtomicU64,
     /// Times a request slept for want of memory.
     pub map_blocks: AtomicU64,
+    /// Requests that are asleep on the limit now.
+    pub limit_sleepers: AtomicU32,
+    /// Changes whenever one of them should look again: the word they sleep on.
+    pub limit_wakeups: AtomicU32,
+    /// Bits of [`type_flag`].
+    pub flags: AtomicU32,
     /// Room to grow.
-    pub reserved: [u64; 3],
+    pub reserved: [u32; 3],
 }
 const _: () = assert!(core::mem::size_of::<TypeRecord>() == 128);
 
@@ -325,8 +375,10 @@ pub struct ZoneRecord {
     pub dead: AtomicU64,
     /// Requests that are asleep now.
     pub sleepers: AtomicU64,
+    /// Most items in a bucket, 0 for what the item size allows. May be written from outside, see [`Control`].
+    pub bucket_size_max: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
 

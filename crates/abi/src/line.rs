@@ -30,6 +30,10 @@ pub struct TypeLine {
 #[cfg(not(loom))]
 const _: () = assert!(core::mem::size_of::<TypeLine>() == 64);
 
+/// In the place of [`TypeLine::peak_bytes`]: the line is as far below its peak as can be, so that every free of the type in that slot
+/// looks closer, as frees do that have fallen far. Somebody sleeps on the type's limit. The line has not fallen since.
+pub const PEAK_ARMED: u64 = 1 << 62;
+
 /// First line of a slot's row.
 #[repr(C, align(64))]
 #[derive(Default)]
@@ -228,6 +232,13 @@ impl<'a> Row<'a> {
         // SAFETY: as in `count_free`.
         unsafe { self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32) };
     }
+
+    /// Bytes of the free that is pending for the type with this index, 0 when none is.
+    #[must_use]
+    pub fn pending_bytes(self, index: usize) -> u64 {
+        let pending = self.slot_line().pending.load(Ordering::Relaxed);
+        if pending & u64::from(u32::MAX) == Self::offset(index) { pending >> 32 } else { 0 }
+    }
 }
 
 /// Bytes as served of a block freed, below 4 GiB, in the form in which [`Row::count_free`] wants them.
@@ -309,7 +320,10 @@ impl TypeTotals {
             sum.bytes_requested = sum.bytes_requested.wrapping_add(line.bytes_requested.load(Ordering::Relaxed));
             sum.size_mask |= line.size_mask.load(Ordering::Relaxed);
             let now = allocated.wrapping_sub(view.freed().1) as i64;
-            let peak = now.max(line.peak_bytes.load(Ordering::Relaxed) as i64);
+            let peak = match line.peak_bytes.load(Ordering::Relaxed) {
+                PEAK_ARMED => now,
+                peak => now.max(peak as i64),
+            };
             sum.peak_bytes = sum.peak_bytes.wrapping_add(peak);
         }
         sum

@@ -24,6 +24,7 @@ Examples:
   kernmalloc ps                               programs now under kernmalloc
   kernmalloc vmstat -m -p 1234                who holds the memory of pid 1234
   kernmalloc vmstat -m -w 2 --sort memory     the same every 2 seconds, largest first
+  kernmalloc sysctl vm.kmem_dirty_keep=256    set a value in the running program
   kernmalloc vmstat -s                        where resident memory is, and what is not ours
   LD_PRELOAD=$(kernmalloc library) program    without the run command";
 
@@ -32,6 +33,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Ps(PsArgs),
     Vmstat(VmstatArgs),
+    Sysctl(SysctlArgs),
     Library,
     Completions(CompletionsArgs),
 }
@@ -185,6 +187,49 @@ pub(crate) struct VmstatArgs {
     pub(crate) count: Option<u64>,
     #[command(flatten)]
     pub(crate) table: TableArgs,
+}
+
+/// Read and set the values of a program under kernmalloc
+///
+/// Names are those of the BSDs; kernmalloc-sysctl(7) lists them. A name stands for all below it, too. NAME=VALUE sets a value in the
+/// running program and prints the old value and the new one; the program reads it when it next comes by a slow path. Without -p or
+/// -f: of the only program under kernmalloc.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("which").required(true).multiple(true).args(["all", "names"]),
+    group = clap::ArgGroup::new("from").args(["pid", "file"]),
+    after_help = "\
+Examples:
+  kernmalloc sysctl -a -p 1234
+  kernmalloc sysctl vm.kmem_map_size vm.uma.malloc_64
+  kernmalloc sysctl -d kern.malloc
+  kernmalloc sysctl vm.kmem_dirty_keep=256
+  kernmalloc sysctl debug.uma_reclaim=3")]
+pub(crate) struct SysctlArgs {
+    /// The program with this process id
+    #[arg(short, long)]
+    pub(crate) pid: Option<u32>,
+    /// A statistics object left behind
+    #[arg(short, long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Everything
+    #[arg(short, long, conflicts_with = "names")]
+    pub(crate) all: bool,
+    /// Only what can be set while the program runs
+    #[arg(short = 'W', long)]
+    pub(crate) writable: bool,
+    /// What it means instead of its value
+    #[arg(short, long)]
+    pub(crate) description: bool,
+    /// Values without their names
+    #[arg(short = 'n', long)]
+    pub(crate) no_name: bool,
+    /// Exact values in JSON
+    #[arg(long, conflicts_with_all = ["description", "no_name"])]
+    pub(crate) json: bool,
+    /// A name, or a name and what to set it to
+    #[arg(value_name = "NAME[=VALUE]")]
+    pub(crate) names: Vec<String>,
 }
 
 /// Print shell completions

@@ -381,6 +381,7 @@ mod tests {
             cached: Some(5),
             allocs: 123_456,
             frees: 123_400,
+            bucket_size_max: 0,
             bucket_size: 32,
             slabs_imported: 4,
             slabs_high_water: 4,

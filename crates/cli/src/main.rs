@@ -4,6 +4,7 @@
 //!  run ── library (finds or writes the preload library) ── child (spawn, signals, status)
 //!    └── family (the objects a program and its children left) ──┐
 //!  vmstat ── target (which program) ──────────────────────────────┼── rows ── layout | json
+//!  sysctl ── target
 //!  ps ────────────────────────────────────────────────────────────┘     └── symbols
 //! ```
 //!
@@ -31,6 +32,7 @@ mod report;
 mod rows;
 mod run;
 mod symbols;
+mod sysctl;
 mod target;
 mod vmstat;
 
@@ -68,6 +70,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::Run(args) => return run::run(&args),
         Command::Ps(args) => ps::ps(&args)?,
         Command::Vmstat(args) => vmstat::vmstat(&args)?,
+        Command::Sysctl(args) => sysctl::sysctl(&args)?,
         Command::Library => print(&format!("{}\n", library::find()?.display()))?,
         Command::Completions(args) => {
             let mut out = Vec::new();

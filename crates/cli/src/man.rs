@@ -49,17 +49,75 @@ fn page() -> String {
     String::from_utf8(out).unwrap()
 }
 
-#[test]
-fn the_manual_page_is_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/man/kernmalloc.1");
-    let page = page();
+/// kernmalloc-sysctl(7), from the tables that the program and its readers go by.
+fn sysctl_page() -> String {
+    use abi::sysctl::{Access, Kind, Place, TABLE, TYPE_TABLE, ZONE_TABLE};
+
+    let kind = |kind: Kind| match kind {
+        Kind::Count => "a number".to_owned(),
+        Kind::Bytes => "bytes".to_owned(),
+        Kind::Pages => "pages".to_owned(),
+        Kind::Seconds => "seconds".to_owned(),
+        Kind::Percent => "percent".to_owned(),
+        Kind::Bits => "bits".to_owned(),
+        Kind::Text => "text".to_owned(),
+        Kind::Words(words) => words.join(" or "),
+    };
+    let access = |access: Access| match access {
+        Access::Read => "read-only",
+        Access::Start => "set at start",
+        Access::Run => "set at start or while it runs",
+        Access::RunOnly => "set while it runs",
+    };
+    let mut out = String::from(include_str!("sysctl.roff"));
+    let mut item = |name: &str, facts: &str, doc: &str| {
+        out.push_str(&format!(".TP\n.BR {} \" ({facts})\"\n", name.replace('-', "\\-")));
+        for line in doc.replace(". ", ".\n").lines() {
+            out.push_str(&format!("{}\n", line.replace('-', "\\-")));
+        }
+    };
+    for entry in TABLE {
+        let range = match (entry.place, entry.kind) {
+            (Place::Control(.., min, max), Kind::Count | Kind::Pages) => format!(", {min} to {max}"),
+            _ => String::new(),
+        };
+        item(entry.name, &format!("{}{range}; {}", kind(entry.kind), access(entry.access)), entry.doc);
+    }
+    item(
+        "vm.uma.NAME",
+        "a subtree for each zone",
+        "What is neither letter nor digit in the zone's name is an underscore.",
+    );
+    for entry in ZONE_TABLE {
+        item(&format!("vm.uma.NAME.{}", entry.suffix), &kind(entry.kind), entry.doc);
+    }
+    item("kern.malloc_stats.NAME", "a subtree for each type that was defined by name", "As vmstat \\-m shows them.");
+    for entry in TYPE_TABLE {
+        item(&format!("kern.malloc_stats.NAME.{}", entry.suffix), &kind(entry.kind), entry.doc);
+    }
+    out.push_str(".SH SEE ALSO\n.BR kernmalloc (1),\n.BR malloc (9),\n.BR kmem (9),\n.BR sysctl (8)\n");
+    out
+}
+
+fn check_current(file: &str, page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/man").join(file);
     if std::env::var_os("KERNMALLOC_WRITE_MAN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &page).unwrap();
+        std::fs::write(&path, page).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == page,
-        "docs/man/kernmalloc.1 is not what the command makes: KERNMALLOC_WRITE_MAN=1 cargo test -p kernmalloc-cli man"
+        "docs/man/{file} is not what the command makes: KERNMALLOC_WRITE_MAN=1 cargo test -p kernmalloc-cli man"
     );
+}
+
+#[test]
+fn the_manual_page_is_current() {
+    check_current("kernmalloc.1", &page());
+}
+
+#[test]
+fn the_manual_page_of_names_is_current() {
+    check_current("kernmalloc-sysctl.7", &sysctl_page());
 }

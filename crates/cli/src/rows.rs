@@ -56,7 +56,8 @@ pub(crate) fn rows(snapshot: &Snapshot, by: By<'_>, sort: Option<SortColumn>) ->
     let mut rows = match by {
         By::Site(symbols, pid) => {
             let places = symbols.places(snapshot, pid);
-            snapshot.types.iter().zip(places).map(|(ty, place)| site_row(snapshot, ty, place)).collect()
+            let types = snapshot.types.iter().zip(places).filter(|(ty, _)| !is_gone(ty));
+            types.map(|(ty, place)| site_row(snapshot, ty, place)).collect()
         }
         By::Crate(symbols, pid) => crate_rows(snapshot, &symbols.places(snapshot, pid)),
         By::Library => library_rows(snapshot),
@@ -67,8 +68,15 @@ pub(crate) fn rows(snapshot: &Snapshot, by: By<'_>, sort: Option<SortColumn>) ->
     rows
 }
 
+/// Its module was unloaded, and nothing of it is left. What it leaked is still somebody's to explain.
+fn is_gone(ty: &MallocType) -> bool {
+    ty.gone && ty.totals.in_use() == 0
+}
+
 fn library_rows(snapshot: &Snapshot) -> Vec<Row> {
-    snapshot.by_library().iter().map(|sum| sum_row(snapshot, sum)).collect()
+    let sums = snapshot.by_library().into_iter();
+    let sums = sums.filter(|sum| sum.without_lib.is_none_or(|ty| !is_gone(&snapshot.types[ty])));
+    sums.map(|sum| sum_row(snapshot, &sum)).collect()
 }
 
 fn sum_row(snapshot: &Snapshot, sum: &LibraryTotals) -> Row {
@@ -99,6 +107,9 @@ fn crate_rows(snapshot: &Snapshot, places: &[Place]) -> Vec<Row> {
     let mut rows = Vec::new();
     for (index, (ty, place)) in snapshot.types.iter().zip(places).enumerate() {
         let Some(lib) = ty.lib.filter(|&lib| lib < snapshot.libs.len()) else {
+            if is_gone(ty) {
+                continue;
+            }
             let mut alone = LibraryTotals { without_lib: Some(index), ..LibraryTotals::default() };
             alone.add(ty);
             rows.push(sum_row(snapshot, &alone));

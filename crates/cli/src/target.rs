@@ -1,16 +1,16 @@
 //! Which program a command is about.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use memstat::{Object, find_programs};
 
-use crate::args::VmstatArgs;
-
 /// Opens what `-p` or `-f` names, else the only program under kernmalloc.
-pub(crate) fn open(args: &VmstatArgs) -> Result<Object> {
-    if let Some(pid) = args.pid {
+pub(crate) fn open(pid: Option<u32>, file: Option<&Path>) -> Result<Object> {
+    if let Some(pid) = pid {
         return Ok(Object::open_pid(pid)?);
     }
-    if let Some(file) = &args.file {
+    if let Some(file) = file {
         return Ok(Object::open_file(file)?);
     }
     let mut found = find_programs();

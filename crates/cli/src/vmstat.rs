@@ -16,7 +16,7 @@ pub(crate) fn vmstat(args: &VmstatArgs) -> Result<()> {
         Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some(Duration::try_from_secs_f64(seconds)?),
         Some(seconds) => bail!("an interval of {seconds} seconds is none"),
     };
-    let object = target::open(args)?;
+    let object = target::open(args.pid, args.file.as_deref())?;
     let mut symbols = Symbols::new();
     let mut next = Instant::now();
     let mut done = 0;

@@ -46,6 +46,24 @@ fn vmstat(path: &Path, args: &[&str]) -> Output {
 }
 
 #[test]
+fn a_type_whose_module_is_gone_is_shown_only_while_it_leaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = object(dir.path(), "4242.0", |b| {
+        let a = Line { allocs: 10, bytes_allocated: 480, ..Line::default() };
+        let f = Line { frees: 10, bytes_freed: 480, ..Line::default() };
+        let flags = std::mem::offset_of!(abi::TypeRecord, flags) as u64;
+        for (name, lines) in [("leaked", &[a][..]), ("clean", &[a, f])] {
+            let index = b.ty(abi::type_kind::STATIC, abi::NO_LIB, 0, name, lines);
+            b.half(Builder::type_at(index) + flags, abi::type_flag::GONE);
+        }
+    });
+    for args in [&["-m"][..], &["-m", "--sites"], &["-m", "--netbsd"]] {
+        let out = text(&vmstat(&path, args).stdout);
+        assert!(out.contains("leaked") && !out.contains("clean"), "{out}");
+    }
+}
+
+#[test]
 fn an_object_left_behind_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     let path = object(dir.path(), "4242.0", |_| ());

@@ -273,6 +273,13 @@ fn without_a_directory_the_object_is_read_from_the_program() {
         out.status.success().then(|| stdout(&out)).filter(|table| table.contains("libc.so"))
     });
     assert!(table.contains("libc.so"), "{table}");
+    // And written there, as there is no file.
+    let sysctl = |arg: &str| {
+        let out = kernmalloc().args(["sysctl", "-p", &cat.id().to_string(), arg]).output().unwrap();
+        stdout(&out) + &stderr(&out)
+    };
+    assert_eq!(sysctl("vm.kmem_dirty_keep=77"), "vm.kmem_dirty_keep: 1024 -> 77\n");
+    assert_eq!(sysctl("vm.kmem_dirty_keep"), "vm.kmem_dirty_keep: 77\n");
     drop(cat.stdin.take());
     assert!(cat.wait().unwrap().success());
 }
@@ -394,4 +401,119 @@ fn a_misuse_is_reported_with_the_lines_of_its_calls() {
     for (function, line) in [("make", 2), ("drop", 3)] {
         assert!(err.contains(&format!(" [{function}, ")) && err.contains(&format!("program.c:{line}]")), "{err}");
     }
+}
+
+impl Live {
+    fn sysctl(&self, args: &[&str]) -> Output {
+        kernmalloc().arg("sysctl").args(args).arg("-p").arg(self.pid.to_string()).output().unwrap()
+    }
+
+    fn value(&self, name: &str) -> i64 {
+        let out = self.sysctl(&["-n", name]);
+        stdout(&out).trim().parse().unwrap_or_else(|_| panic!("{name}: {out:?}"))
+    }
+}
+
+#[test]
+fn sysctl_reads_a_running_program() {
+    let live = Live::start(&["--quiet", "cat"]);
+    let all = stdout(&live.sysctl(&["-a"]));
+    for name in [
+        "vm.kmem_map_size: ",
+        "vm.uma.malloc_64.stats.current: ",
+        "kern.malloc_count: ",
+        "kern.malloc.on_misuse: abort",
+    ] {
+        assert!(all.lines().any(|line| line.starts_with(name)), "{name} is not in {all}");
+    }
+    assert!(live.value("kern.malloc_count") >= 2);
+    assert_eq!(live.value("kern.proc.pid"), i64::from(live.pid));
+    let json: serde_json::Value =
+        serde_json::from_slice(&live.sysctl(&["--json", "vm.uma.malloc_16.size"]).stdout).unwrap();
+    assert_eq!(json["sysctl"]["vm.uma.malloc_16.size"], 16);
+    let out = live.sysctl(&["-d", "vm.kmem_slabs"]);
+    assert_eq!(stdout(&out), "vm.kmem_slabs: Memory in slabs.\n");
+    let out = live.sysctl(&["vm.kmem_dirty_kepp"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(stderr(&out).contains("did you mean vm.kmem_dirty_keep?"), "{out:?}");
+    let out = live.sysctl(&["vm.kmem_map_size=1"]);
+    assert!(stderr(&out).contains("vm.kmem_map_size cannot be set: it is read-only"), "{out:?}");
+    let out = live.sysctl(&["vm.uma_bucket_size_max=0"]);
+    assert!(stderr(&out).contains("0 is not a whole number from 1 to 255"), "{out:?}");
+    live.finish();
+}
+
+/// A program that does a round of work for each line it reads, and answers when it is done.
+const WORKER: &str = "
+import sys
+junk = None
+for line in sys.stdin:
+    what, n = (line.split() + ['0'])[:2]
+    if what == 'grow':
+        junk = [bytes(1500) for _ in range(int(n))]
+    elif what == 'drop':
+        junk = None
+    elif what == 'stir':
+        for _ in range(int(n)):
+            x = [bytes(700 + i % 8 * 600) for i in range(600)]
+    print('done', flush=True)
+";
+
+fn tell(live: &mut Live, what: &str) {
+    live.run.stdin.as_mut().unwrap().write_all(format!("{what}\n").as_bytes()).unwrap();
+    assert_eq!(live.read_line(), "done");
+}
+
+#[test]
+fn sysctl_has_a_running_program_give_memory_back() {
+    // Keeps all it ever freed, and says so.
+    let mut live = Live::start(&["--quiet", "--set", "vm.kmem_dirty_keep=1000000", "--", "python3", "-c", WORKER]);
+    assert_eq!(live.value("vm.kmem_dirty_keep"), 1_000_000);
+    tell(&mut live, "grow 40000");
+    tell(&mut live, "drop");
+    tell(&mut live, "stir 1");
+    let kept = live.value("vm.kmem_free_dirty");
+    assert!(kept > 20 << 20, "{kept} bytes are kept");
+    // Asked to, it gives it back when it next works; nothing else does.
+    tell(&mut live, "stir 1");
+    assert!(live.value("vm.kmem_free_dirty") > 20 << 20);
+    let out = live.sysctl(&["debug.uma_reclaim=3"]);
+    assert_eq!(stdout(&out), "debug.uma_reclaim: 0 -> 3\n");
+    tell(&mut live, "stir 3");
+    assert_eq!((live.value("debug.uma_reclaim"), live.value("debug.uma_reclaims")), (0, 1));
+    let left = live.value("vm.kmem_free_dirty");
+    assert!(left < 8 << 20, "{left} bytes are left of {kept}");
+    live.finish();
+}
+
+#[test]
+fn sysctl_changes_how_much_a_running_program_keeps() {
+    let mut live = Live::start(&["--quiet", "--set", "vm.kmem_dirty_keep=1000000", "--", "python3", "-c", WORKER]);
+    tell(&mut live, "grow 40000");
+    tell(&mut live, "drop");
+    assert!(live.value("vm.kmem_free_dirty") > 20 << 20);
+    assert_eq!(stdout(&live.sysctl(&["vm.kmem_dirty_keep=64"])), "vm.kmem_dirty_keep: 1000000 -> 64\n");
+    // When pages come and go next.
+    wait_for("the memory goes back", || {
+        tell(&mut live, "grow 3000");
+        tell(&mut live, "drop");
+        (live.value("vm.kmem_free_dirty") < 16 << 20).then_some(())
+    });
+    assert_eq!(live.value("debug.uma_reclaims"), 0);
+    live.finish();
+}
+
+#[test]
+fn sysctl_caps_the_buckets_of_a_zone() {
+    let mut live = Live::start(&["--quiet", "--", "python3", "-c", WORKER]);
+    tell(&mut live, "stir 20");
+    assert!(live.value("vm.uma.malloc_1536.bucket_size") > 4);
+    assert_eq!(
+        stdout(&live.sysctl(&["vm.uma.malloc_1536.bucket_size_max=3"])),
+        "vm.uma.malloc_1536.bucket_size_max: 0 -> 3\n"
+    );
+    live.sysctl(&["debug.uma_reclaim=3"]);
+    tell(&mut live, "grow 5000");
+    assert_eq!(live.value("vm.uma.malloc_1536.bucket_size"), 3);
+    live.finish();
 }

@@ -195,6 +195,7 @@ fn boot_locked() -> bool {
     // SAFETY: 1. under the boot lock, once. 2. as computed.
     let booted = unsafe { SYSTEM.boot(&boot) };
     if booted {
+        tunables::write_controls(&SYSTEM.header().control);
         fork::register();
     }
     booted

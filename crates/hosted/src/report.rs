@@ -31,8 +31,28 @@ fn write_report(report: &MisuseReport, text: &mut Page) {
         Misuse::UnalignedFree => b"Unaligned free of ",
         Misuse::ForeignFree => b"Invalid free of ",
         Misuse::WrongZone => b"Free to the wrong zone of ",
+        Misuse::WrongSize { .. } => b"Free with the wrong size of ",
+        Misuse::MaySleep(_) => b"Sleeping allocation where sleeping is not allowed: ",
+        Misuse::BadType => b"Malloc type with bad magic at ",
+        Misuse::TypeList => b"Malloc type attached twice, or detached without being attached, at ",
+        Misuse::BadRequest => b"Request that makes no sense: ",
     };
-    text.push(b"kernmalloc: ").push(what).push_hex(report.addr as u64);
+    text.push(b"kernmalloc: ").push(what);
+    if !matches!(report.what, Misuse::MaySleep(_)) {
+        text.push_hex(report.addr as u64);
+    }
+    match report.what {
+        Misuse::WrongSize { given, asked: Some(asked) } => {
+            text.push(b": ").push_number(given as u64).push(b" given != allocated size ").push_number(asked as u64);
+        }
+        Misuse::WrongSize { given, asked: None } => {
+            text.push(b": ").push_number(given as u64).push(b" given; its own record of the size is overwritten");
+        }
+        Misuse::MaySleep(held) => {
+            text.push(held.as_bytes());
+        }
+        _ => {}
+    }
     if report.what == Misuse::ForeignFree {
         text.push(b": not allocated by kernmalloc");
     } else if report.item == 0 {

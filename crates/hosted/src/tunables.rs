@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use kern::text::Text;
 
-use crate::sys;
+use crate::{object, sys};
 
 /// A tunable with a number or one of a few words for a value.
 struct Tunable {
@@ -32,16 +32,35 @@ static ON_MISUSE: Tunable =
 static RSEQ: Tunable = Tunable { name: b"kern.malloc.rseq", words: SWITCH, value: AtomicU32::new(1) };
 static STRICT: Tunable = Tunable { name: b"kern.malloc.strict", words: SWITCH, value: AtomicU32::new(0) };
 
-static ALL: [&Tunable; 4] = [&ATTRIBUTION, &ON_MISUSE, &RSEQ, &STRICT];
+static DIRTY_KEEP: Tunable =
+    Tunable { name: b"vm.kmem_dirty_keep", words: &[], value: AtomicU32::new(abi::DIRTY_KEEP_PAGES as u32) };
+static BUCKET_MAX: Tunable =
+    Tunable { name: b"vm.uma_bucket_size_max", words: &[], value: AtomicU32::new(abi::BUCKET_SIZE_MAX as u32) };
+
+/// Each is in [`abi::sysctl::TABLE`], with its meaning.
+static ALL: [&Tunable; 6] = [&ATTRIBUTION, &ON_MISUSE, &RSEQ, &STRICT, &DIRTY_KEEP, &BUCKET_MAX];
 
 /// One of `abi::attribution`.
 pub fn attribution() -> u32 {
     ATTRIBUTION.value.load(Ordering::Relaxed)
 }
 
-/// Whether a misuse is only reported, and the program goes on.
+/// Whether a misuse is only reported, and the program goes on. May be changed from outside.
 pub fn misuse_goes_on() -> bool {
-    ON_MISUSE.value.load(Ordering::Relaxed) == 1
+    let header = object::header();
+    if header.is_null() {
+        return ON_MISUSE.value.load(Ordering::Relaxed) == 1;
+    }
+    // SAFETY: mapped for good.
+    unsafe { (*header).control.misuse_goes_on.load(Ordering::Relaxed) == 1 }
+}
+
+/// Writes the control words that were set at start.
+pub(crate) fn write_controls(control: &abi::Control) {
+    let value = |tunable: &Tunable| u64::from(tunable.value.load(Ordering::Relaxed));
+    control.misuse_goes_on.store(value(&ON_MISUSE), Ordering::Relaxed);
+    control.dirty_keep_pages.store(value(&DIRTY_KEEP), Ordering::Relaxed);
+    control.bucket_size_max.store(value(&BUCKET_MAX), Ordering::Relaxed);
 }
 
 pub(crate) fn rseq_allowed() -> bool {
@@ -121,6 +140,18 @@ fn apply(setting: &[u8]) {
         let nearest = ALL.iter().min_by_key(|tunable| distance(tunable.name, name)).map_or(&b""[..], |near| near.name);
         return warn(&[b"unknown tunable ", name, b"; did you mean ", nearest, b"?"]);
     };
+    if tunable.words.is_empty() {
+        match number(value, bounds(name)) {
+            Some(value) => tunable.value.store(value, Ordering::Relaxed),
+            None => {
+                let mut range = Text::<64>::new();
+                let (least, greatest) = bounds(name);
+                range.push_number(least).push(b" to ").push_number(greatest);
+                warn(&[b"bad value ", value, b" for ", name, b"; it is a number, ", range.as_bytes()]);
+            }
+        }
+        return;
+    }
     match tunable.words.iter().find(|(word, _)| *word == value) {
         Some((_, meaning)) => tunable.value.store(*meaning, Ordering::Relaxed),
         None => {
@@ -131,6 +162,25 @@ fn apply(setting: &[u8]) {
             warn(&[b"bad value ", value, b" for ", name, b"; known are", known.as_bytes()]);
         }
     }
+}
+
+/// What a number's table entry allows, as far as there is room for it here.
+fn bounds(name: &[u8]) -> (u64, u64) {
+    match abi::sysctl::TABLE.iter().find(|entry| entry.name.as_bytes() == name).map(|entry| entry.place) {
+        Some(abi::sysctl::Place::Control(_, least, greatest)) => (least, greatest.min(u32::MAX.into())),
+        _ => (0, u32::MAX.into()),
+    }
+}
+
+fn number(text: &[u8], (least, greatest): (u64, u64)) -> Option<u32> {
+    if text.is_empty() {
+        return None;
+    }
+    let value = text.iter().try_fold(0u64, |sum, &digit| {
+        let digit = digit.checked_sub(b'0').filter(|&digit| digit < 10)?;
+        sum.checked_mul(10)?.checked_add(digit.into())
+    })?;
+    (least..=greatest).contains(&value).then_some(value as u32)
 }
 
 fn warn(parts: &[&[u8]]) {
@@ -168,6 +218,33 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_is_digits_within_its_bounds() {
+        assert_eq!(number(b"255", (1, 255)), Some(255));
+        for wrong in [&b""[..], b"-1", b"0", b"256", b"1k", b"99999999999999999999999"] {
+            assert_eq!(number(wrong, (1, 255)), None);
+        }
+        assert_eq!(bounds(b"vm.uma_bucket_size_max"), (1, 255));
+    }
+
+    #[test]
+    fn every_tunable_is_in_the_tree_and_the_other_way_round() {
+        let known: std::vec::Vec<&[u8]> = ALL.iter().map(|tunable| tunable.name).collect();
+        for entry in abi::sysctl::TABLE {
+            assert_eq!(known.contains(&entry.name.as_bytes()), entry.access.at_start(), "{}", entry.name);
+        }
+        for tunable in ALL {
+            let entry = abi::sysctl::TABLE.iter().find(|entry| entry.name.as_bytes() == tunable.name);
+            let abi::sysctl::Kind::Words(words) = entry.unwrap().kind else {
+                assert!(tunable.words.is_empty());
+                continue;
+            };
+            for (value, word) in words.iter().enumerate() {
+                assert!(tunable.words.contains(&(word.as_bytes(), value as u32)), "{word}");
+            }
+        }
+    }
 
     #[test]
     fn the_nearest_name_is_by_edits() {

@@ -9,6 +9,7 @@ pub mod class;
 pub mod contig;
 mod global;
 mod inspect;
+pub mod malloc;
 mod meta;
 mod page;
 mod slab;

@@ -59,6 +59,13 @@ pub(crate) struct Pages<P: Platform> {
     /// Address, bytes and tag of large blocks freed last, the next to be overwritten at `freed_next`.
     freed: [(usize, usize, u16); FREED_BLOCKS],
     freed_next: usize,
+    /// Most pages that may be out, `u64::MAX` for no limit; of these, pages that only a claimant of the reserve gets; and
+    /// claimants now.
+    pub(crate) most_pages: u64,
+    /// See `most_pages`.
+    pub(crate) reserve_pages: u64,
+    /// See `most_pages`.
+    pub(crate) reserve_claims: u32,
     platform: PhantomData<P>,
 }
 
@@ -80,6 +87,9 @@ impl<P: Platform> Pages<P> {
             retaken: 0,
             freed: [(0, 0, 0); FREED_BLOCKS],
             freed_next: 0,
+            most_pages: u64::MAX,
+            reserve_pages: 0,
+            reserve_claims: 0,
             platform: PhantomData,
         }
     }
@@ -119,9 +129,18 @@ impl<P: Platform> Pages<P> {
         Some(())
     }
 
+    /// Whether so many more bytes may be out.
+    fn admits(&self, bytes: usize) -> bool {
+        let reserve = if self.reserve_claims == 0 { self.reserve_pages } else { 0 };
+        self.counts.out + (bytes >> P::PAGE_SHIFT) as u64 <= self.most_pages - reserve
+    }
+
     /// A run of `bytes` (whole pages) at a multiple of `align` (a power of two, at least a page).
     pub(crate) fn alloc(&mut self, meta: &Lock<P::Lock, Meta<P>>, bytes: usize, align: usize) -> Option<Run> {
         debug_assert!(bytes > 0 && bytes.is_multiple_of(Self::PAGE) && align.is_power_of_two());
+        if !self.admits(bytes) {
+            return None;
+        }
         self.provide_tags(meta)?;
         let addr = match self.take(bytes, align) {
             Some(addr) => addr,
@@ -231,7 +250,7 @@ impl<P: Platform> Pages<P> {
 
     /// Lengthens a run where it stands, if what follows is free.
     pub(crate) fn grow_in_place(&mut self, meta: &Lock<P::Lock, Meta<P>>, addr: usize, old: usize, new: usize) -> bool {
-        if self.provide_tags(meta).is_none() {
+        if !self.admits(new - old) || self.provide_tags(meta).is_none() {
             return false;
         }
         if self.arena.grow_in_place(addr, old, new).is_err() {

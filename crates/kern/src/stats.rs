@@ -13,8 +13,8 @@
 use core::ptr::NonNull;
 
 use abi::{
-    AtomicU64, FreeSize, Header, LibRecord, NO_LIB, Ordering, Row, Section, SlotLine, TypeLine, TypeRecord, TypeTotals,
-    ZoneLine, ZoneRecord,
+    AtomicU32, AtomicU64, FreeSize, Header, LibRecord, NO_LIB, Ordering, PEAK_ARMED, Row, Section, SlotLine, TypeLine,
+    TypeRecord, TypeTotals, ZoneLine, ZoneRecord,
 };
 
 use crate::class::CLASSES;
@@ -135,6 +135,8 @@ impl ObjectLayout {
 #[derive(Clone, Copy)]
 pub(crate) struct Stats {
     base: NonNull<u8>,
+    /// The platform's `wake_all`.
+    wake_all: fn(&AtomicU32),
 }
 
 // SAFETY: the object is shared memory of atomics; records are written before they are counted, by the holder of the
@@ -146,8 +148,8 @@ unsafe impl Sync for Stats {}
 impl Stats {
     /// # Safety
     /// 1. `base` is a statistics object whose sections were written by [`ObjectLayout`], mapped for good.
-    pub(crate) const unsafe fn new(base: NonNull<u8>) -> Self {
-        Self { base }
+    pub(crate) const unsafe fn new(base: NonNull<u8>, wake_all: fn(&AtomicU32)) -> Self {
+        Self { base, wake_all }
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -213,19 +215,46 @@ impl Stats {
 
     /// Folds the sum of all peaks into the type's mark, and forgets the peak of the slot's own line.
     ///
-    /// Inside the section of the row's slot.
+    /// Inside the section of the row's slot, after a free of `served` bytes that is in the line already or, with 0, pending. While
+    /// somebody sleeps on the type's limit, every free comes by here (see [`abi::PEAK_ARMED`]) and wakes them: the fast path
+    /// has no branch of its own for sleepers. None is missed, because a sleeper counts itself first and then arms each
+    /// slot's line *holding the slot*: a free before that is in the sum that the sleeper looks at afterwards, one
+    /// after it finds the line armed.
     #[cold]
     #[inline(never)]
-    pub(crate) fn compare(&self, id: TypeId, row: Row<'_>) {
+    pub(crate) fn compare(&self, id: TypeId, row: Row<'_>, served: u64) {
+        if self.fold(id, row, served) {
+            self.wake_limit(id);
+        }
+    }
+
+    /// [`compare`](Self::compare) without waking. Whether somebody sleeps; then the line is armed.
+    ///
+    /// Inside the section of the row's slot.
+    pub(crate) fn fold(&self, id: TypeId, row: Row<'_>, served: u64) -> bool {
+        let served = served + row.pending_bytes(id.index());
         row.settle();
+        // SAFETY: 1. a row has a line for every type there can be.
+        let own = unsafe { row.line(id.index()) };
+        if own.peak_bytes.load(Ordering::Relaxed) == PEAK_ARMED {
+            // Armed since the last free, it has only risen until this one.
+            own.peak_bytes.store((own.in_use() as u64).wrapping_add(served), Ordering::Relaxed);
+        }
         let sum = self.totals(id).peak_bytes;
         let mark = &self.type_record(id).high_water_bytes;
         if sum > 0 && sum as u64 > mark.load(Ordering::Relaxed) {
             mark.fetch_max(sum as u64, Ordering::Relaxed);
         }
-        // SAFETY: 1. a row has a line for every type there can be.
-        let own = unsafe { row.line(id.index()) };
-        own.peak_bytes.store(own.in_use() as u64, Ordering::Relaxed);
+        let asleep = self.type_record(id).limit_sleepers.load(Ordering::Relaxed) != 0;
+        own.peak_bytes.store(if asleep { PEAK_ARMED } else { own.in_use() as u64 }, Ordering::Relaxed);
+        asleep
+    }
+
+    /// Whoever sleeps on the type's limit looks again. Allowed inside a section.
+    pub(crate) fn wake_limit(&self, id: TypeId) {
+        let word = &self.type_record(id).limit_wakeups;
+        word.fetch_add(1, Ordering::Release);
+        (self.wake_all)(word);
     }
 
     /// Counts one block out, in the section of the row's slot.
@@ -247,7 +276,20 @@ impl Stats {
     pub(crate) fn count_free_slow(&self, id: TypeId, row: Row<'_>, served: usize) {
         // SAFETY: 1. as above.
         if unsafe { row.count_free_now(id.index(), served as u64) } > COMPARE_BYTES {
-            self.compare(id, row);
+            self.compare(id, row, served as u64);
+        }
+    }
+
+    /// Arms the lines of every type that has sleepers, in a slot that gets its row just now.
+    ///
+    /// Inside the section of the row's slot.
+    #[cold]
+    pub(crate) fn arm_all(&self, row: Row<'_>) {
+        let types = self.header().types.used.load(Ordering::Acquire) as usize;
+        for id in (0..types).filter_map(TypeId::new) {
+            if self.type_record(id).limit_sleepers.load(Ordering::Relaxed) != 0 {
+                self.fold(id, row, 0);
+            }
         }
     }
 
@@ -278,6 +320,9 @@ impl Stats {
             self.write_type(TypeId::OVERFLOW.index(), abi::type_kind::OVERFLOW, NO_LIB, 0, b"(more call sites)");
         }
         self.header().types.used.store(TypeId::BUILT_IN as u64, Ordering::Release);
+        let control = &self.header().control;
+        control.dirty_keep_pages.store(abi::DIRTY_KEEP_PAGES, Ordering::Relaxed);
+        control.bucket_size_max.store(abi::BUCKET_SIZE_MAX, Ordering::Relaxed);
         for class in 0..CLASSES {
             let record = self.zone_ptr(class);
             let bytes = crate::class::class_bytes(class) as u32;

@@ -55,6 +55,22 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A name that the tree does not have.
+    #[error("there is no {name}; did you mean {nearest}? (kernmalloc sysctl -a shows all)")]
+    NoSuchName {
+        /// The name asked for.
+        name: String,
+        /// The most similar one.
+        nearest: String,
+    },
+    /// A value that cannot be set, or not to this.
+    #[error("{name} cannot be set: {why}")]
+    NotSettable {
+        /// The name.
+        name: String,
+        /// Why, and what can be.
+        why: String,
+    },
     /// A system call failed.
     #[error("{what}")]
     Io {

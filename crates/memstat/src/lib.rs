@@ -28,6 +28,7 @@ mod object;
 mod process;
 mod programs;
 mod snapshot;
+mod sysctl;
 
 pub use abi::TypeTotals;
 pub use account::{Account, Residence};
@@ -38,3 +39,4 @@ pub use programs::{Found, clean_directory, find_programs, objects_in};
 pub use snapshot::{
     Attribution, Heap, Library, LibraryTotals, MallocType, Program, Snapshot, TypeKind, Zone, size_of_bit, sizes,
 };
+pub use sysctl::{Setting, Value};

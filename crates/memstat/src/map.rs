@@ -121,6 +121,29 @@ impl Map {
     }
 }
 
+/// Stores a word of a file that others have mapped, in one piece.
+pub(crate) fn store(file: &File, offset: u64, value: u64) -> io::Result<()> {
+    const PAGE: u64 = 4096;
+    if !offset.is_multiple_of(8) || offset + 8 > file.metadata()?.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let start = offset / PAGE * PAGE;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the page holds the offset.
+    let base =
+        unsafe { libc::mmap(std::ptr::null_mut(), PAGE as usize, prot, flags, file.as_raw_fd(), start as libc::off_t) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: eight aligned bytes of that page; everybody else who touches them does so atomically. Nobody keeps the reference, and
+    // the mapping is ours to end.
+    unsafe {
+        AtomicU64::from_ptr(base.cast::<u8>().add((offset - start) as usize).cast()).store(value, Ordering::Release);
+        libc::munmap(base, PAGE as usize);
+    }
+    Ok(())
+}
+
 impl Drop for Map {
     fn drop(&mut self) {
         if self.len > 0 {

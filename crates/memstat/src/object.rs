@@ -167,6 +167,31 @@ impl Object {
         Ok(snapshot)
     }
 
+    /// Calls `read` with the header's bytes as they are now.
+    pub(crate) fn with_header<T>(&self, read: impl FnOnce(&Map) -> Result<T>) -> Result<T> {
+        match &self.source {
+            Source::Mapped(map) => read(map),
+            Source::Remote { base } => read(&self.copy_header(*base)?),
+        }
+    }
+
+    /// Offset in the object of a zone's record.
+    pub(crate) fn zone_offset(&self, index: u64) -> Result<u64> {
+        self.with_header(|header| Layout::read(header)?.zones.at(index, 0, size_of::<ZoneRecord>() as u64))
+    }
+
+    /// Writes a word of the object, in its file or in the program's memory.
+    pub(crate) fn store(&self, offset: u64, value: u64) -> Result<()> {
+        match (&self.source, &self.path, self.pid) {
+            (Source::Mapped(_), Some(path), _) => {
+                let file = File::options().read(true).write(true).open(path).map_err(|e| Error::open(path, e))?;
+                crate::map::store(&file, offset, value).map_err(|e| Error::open(path, e))
+            }
+            (Source::Remote { base }, _, Some(pid)) => process::write_word(pid, base.wrapping_add(offset), value),
+            _ => Err(Error::NotSettable { name: "a copy".to_owned(), why: "there is no program behind it".to_owned() }),
+        }
+    }
+
     fn copy_header(&self, base: u64) -> Result<Map> {
         let pid = self.pid.unwrap_or(0);
         let mut map = Map::zeroed(abi::HEADER_BYTES as usize).map_err(|e| Error::io("copy of an object", e))?;
@@ -447,6 +472,7 @@ fn read_type(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Ma
         limit_bytes: newer.u64(what, field(offset_of!(TypeRecord, limit_bytes)))?,
         limit_blocks: newer.u64(what, field(offset_of!(TypeRecord, limit_blocks)))?,
         map_blocks: newer.u64(what, field(offset_of!(TypeRecord, map_blocks)))?,
+        gone: newer.u32(what, field(offset_of!(TypeRecord, flags)))? & abi::type_flag::GONE != 0,
     })
 }
 
@@ -488,6 +514,7 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Op
         sleeps: word(offset_of!(ZoneRecord, sleeps))?,
         xdomain: word(offset_of!(ZoneRecord, xdomain))?,
         bucket_size: word(offset_of!(ZoneRecord, bucket_size))?,
+        bucket_size_max: word(offset_of!(ZoneRecord, bucket_size_max))?,
         allocs,
         frees,
         direct_allocs,

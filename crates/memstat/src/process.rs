@@ -163,6 +163,25 @@ pub(crate) fn read_memory(pid: u32, addr: u64, out: &mut [u8]) -> io::Result<usi
     Ok(done)
 }
 
+/// Writes a word of a process's memory.
+pub(crate) fn write_word(pid: u32, addr: u64, value: u64) -> Result<()> {
+    let bytes = value.to_ne_bytes();
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(addr as usize), iov_len: bytes.len() };
+    // SAFETY: the local vector is `bytes`, which is only read; the remote one names memory of the other process, which the kernel
+    // checks.
+    let n = unsafe { libc::process_vm_writev(pid as i32, &local, 1, &remote, 1, 0) };
+    if n == bytes.len() as isize {
+        return Ok(());
+    }
+    let e = io::Error::last_os_error();
+    match e.raw_os_error() {
+        Some(libc::ESRCH) => Err(Error::NoSuchProcess { pid }),
+        Some(libc::EPERM | libc::EACCES) => Err(Error::NotPermitted { pid, source: e }),
+        _ => Err(Error::io(format!("memory of pid {pid} at {addr:#x}"), e)),
+    }
+}
+
 /// Copies exactly `out.len()` bytes of a process's memory.
 pub(crate) fn read_memory_exact(pid: u32, addr: u64, out: &mut [u8]) -> Result<()> {
     let what = || format!("memory of pid {pid} at {addr:#x}");

@@ -186,6 +186,8 @@ pub struct MallocType {
     pub limit_blocks: u64,
     /// Requests that slept for memory.
     pub map_blocks: u64,
+    /// Whether the module that defined the type was unloaded.
+    pub gone: bool,
 }
 
 /// Sum of the types of one library.
@@ -320,6 +322,8 @@ pub struct Zone {
     pub xdomain: u64,
     /// Items that the largest bucket holds now.
     pub bucket_size: u64,
+    /// Most items in a bucket as set for this zone, 0 for what the item size allows.
+    pub bucket_size_max: u64,
     /// Allocations.
     pub allocs: u64,
     /// Frees.

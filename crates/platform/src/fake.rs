@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
-use crate::{Extent, MisuseReport, Platform, RawLock, SlotTable};
+use crate::{Extent, MisuseReport, PageKind, Platform, RawLock, SlotTable};
 
 /// Bytes of a page of the machine.
 pub const PAGE: usize = 1 << Fake::PAGE_SHIFT;
@@ -98,6 +98,8 @@ pub enum Call {
     Populate,
     /// [`Platform::move_pages`].
     MovePages,
+    /// [`Platform::set_page_kind`], to another kind than the ordinary one.
+    SetPageKind,
     /// [`Platform::out_of_memory`]; cannot fail.
     OutOfMemory,
     /// [`Platform::misuse`]; cannot fail.
@@ -179,6 +181,8 @@ struct Supply {
     warnings: Vec<std::string::String>,
     /// What [`Platform::place_pages`] was told: address, bytes, domain.
     placed: Vec<(usize, usize, usize)>,
+    /// Pages that are not ordinary, by their addresses.
+    page_kinds: std::collections::HashMap<usize, PageKind>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -267,6 +271,7 @@ struct Here {
     held: Vec<usize>,
     /// Locks held, by address.
     locks: Vec<usize>,
+    interrupt: bool,
 }
 
 std::thread_local! {
@@ -343,6 +348,7 @@ impl Machine {
             hops: VecDeque::new(),
             held: Vec::new(),
             locks: Vec::new(),
+            interrupt: false,
         };
         let _restore = Restore(HERE.with_borrow_mut(|place| place.replace(here)));
         f()
@@ -459,10 +465,30 @@ impl Machine {
         self.inner.now_ns.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// Runs `f` as an interrupt handler does, on the CPU that this thread is on.
+    pub fn interrupt<T>(f: impl FnOnce() -> T) -> T {
+        let before = with(|here| core::mem::replace(&mut here.interrupt, true));
+        let result = f();
+        with(|here| here.interrupt = before);
+        result
+    }
+
     /// The misuses reported since the last call of this function.
     #[must_use]
     pub fn take_reports(&self) -> Vec<MisuseReport> {
         core::mem::take(&mut self.inner.supply().reports)
+    }
+
+    /// Of which kind a page is.
+    #[must_use]
+    pub fn page_kind(&self, addr: usize) -> PageKind {
+        self.inner.supply().page_kinds.get(&(addr & !(PAGE - 1))).copied().unwrap_or(PageKind::ORDINARY)
+    }
+
+    /// Pages that are not ordinary.
+    #[must_use]
+    pub fn special_pages(&self) -> usize {
+        self.inner.supply().page_kinds.len()
     }
 
     /// The warnings since the last call of this function.
@@ -705,6 +731,23 @@ unsafe impl Platform for Fake {
         !machine.call(Call::Populate)
     }
 
+    unsafe fn set_page_kind(addr: usize, bytes: usize, kind: PageKind) -> bool {
+        let machine = Self::machine();
+        machine.check_pages("set_page_kind", addr, bytes);
+        if kind != PageKind::ORDINARY && machine.call(Call::SetPageKind) {
+            return false;
+        }
+        let mut supply = machine.supply();
+        for page in (addr..addr + bytes).step_by(PAGE) {
+            if kind == PageKind::ORDINARY {
+                supply.page_kinds.remove(&page);
+            } else {
+                supply.page_kinds.insert(page, kind);
+            }
+        }
+        true
+    }
+
     unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> bool {
         let machine = Self::machine();
         machine.check_pages("move_pages", from, bytes);
@@ -723,9 +766,15 @@ unsafe impl Platform for Fake {
         true
     }
 
+    fn in_interrupt() -> bool {
+        with(|here| here.interrupt)
+    }
+
     fn may_sleep() -> Result<(), &'static str> {
         with(|here| {
-            if !here.held.is_empty() {
+            if here.interrupt {
+                Err("in an interrupt")
+            } else if !here.held.is_empty() {
                 Err("inside a critical section")
             } else if !here.locks.is_empty() {
                 Err("a lock is held")

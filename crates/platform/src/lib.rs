@@ -70,6 +70,20 @@ pub struct Extent {
     pub bytes: usize,
 }
 
+/// What pages are beside readable and writable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageKind {
+    /// Code in them can run.
+    pub executable: bool,
+    /// They are part of a core; a hint.
+    pub dumped: bool,
+}
+
+impl PageKind {
+    /// As pages are unless told otherwise.
+    pub const ORDINARY: Self = Self { executable: false, dumped: true };
+}
+
 /// What was wrong with a pointer given back, or with memory looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misuse {
@@ -83,6 +97,22 @@ pub enum Misuse {
     ForeignFree,
     /// A live item, but of another zone than the one it was given to.
     WrongZone,
+    /// A block was given back with another size than it was asked for (kmem(9)).
+    WrongSize {
+        /// Bytes that the caller says it has.
+        given: usize,
+        /// Bytes that were asked for; `None` when the record of them was overwritten, or was never made because the block
+        /// did not come from kmem(9).
+        asked: Option<usize>,
+    },
+    /// Memory was asked for with permission to sleep where that is not allowed; what forbids it.
+    MaySleep(&'static str),
+    /// What was given as a malloc type is none: its magic word is wrong. The address is that of the supposed type.
+    BadType,
+    /// A malloc type was attached that is attached already, or detached that is not. The address is the type's.
+    TypeList,
+    /// A request for no bytes where that makes no sense (kmem(9)), or for a number of bytes that no computer has.
+    BadRequest,
 }
 
 /// A misuse, with all that is known of the address. Addresses of code are as the program sees them.
@@ -200,6 +230,15 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
         true
     }
 
+    /// Makes pages of the heap of a kind. False, with nothing changed, where the port cannot; back to
+    /// [`PageKind::ORDINARY`] it always can.
+    ///
+    /// # Safety
+    /// 1. The pages are the heap's, and the caller's alone.
+    unsafe fn set_page_kind(_addr: usize, _bytes: usize, kind: PageKind) -> bool {
+        !kind.executable
+    }
+
     /// Moves the memory behind `from` to `to` without copying; afterwards `from` reads as zero. False, with nothing
     /// changed, where the port cannot.
     ///
@@ -217,6 +256,11 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// is memory.
     fn may_sleep() -> Result<(), &'static str> {
         Ok(())
+    }
+
+    /// Whether the caller is an interrupt handler. Never in a process.
+    fn in_interrupt() -> bool {
+        false
     }
 
     /// Sleeps until [`wake_all`](Self::wake_all) is called for `word`; returns at once when `word` has another value than

@@ -95,7 +95,9 @@ impl<P: Platform> System<P> {
                         entry = Some(bucket.filled()[count - 1]);
                         bucket.set_count(count - 1);
                         slot = self.enter();
-                        left_over = install_full((*slot).cache_at(place), bucket);
+                        // While somebody sleeps for memory no cache gets room (see `shortage`).
+                        let short = self.is_short();
+                        left_over = if short { Some(bucket) } else { install_full((*slot).cache_at(place), bucket) };
                     }
                     None => {
                         entry = self.keg_take_one(class);

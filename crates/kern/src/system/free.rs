@@ -6,7 +6,7 @@ use platform::{Misuse, MisuseReport, Platform};
 use super::alloc::swap_buckets;
 use super::{BlockInfo, System};
 use crate::bucket::BucketPtr;
-use crate::class::{Place, bucket_max};
+use crate::class::Place;
 use crate::slab::{ClassInfo, TAG_FREE};
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
@@ -74,7 +74,7 @@ impl<P: Platform> System<P> {
     unsafe fn free_class_compare(&self, slot: *mut Slot, id: TypeId) {
         // SAFETY: 1.
         unsafe {
-            self.stats().compare(id, (*slot).row);
+            self.stats().compare(id, (*slot).row, 0);
             Self::leave(slot);
         }
     }
@@ -102,12 +102,20 @@ impl<P: Platform> System<P> {
                 return;
             }
             Self::leave(slot);
-            let size = (self.zones[class].bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
+            self.obey();
+            let size = (self.zones[class].bucket_size.load(Ordering::Relaxed) as usize).min(self.bucket_cap(class));
             let Some(bucket) = self.pool.lock().get(&self.meta, size) else {
                 self.keg_put(class, &[item]);
                 return;
             };
             slot = self.enter();
+            if self.is_short() {
+                // Somebody sleeps for memory: the item goes where everyone can have it (see `shortage`).
+                Self::leave(slot);
+                self.pool.lock().put(bucket);
+                self.keg_put(class, &[item]);
+                return;
+            }
             cache = (*slot).cache_at(place);
             if push_counted(cache, item) {
                 // Another slot, or others emptied it meanwhile.

@@ -70,9 +70,12 @@ impl<P: Platform> System<P> {
         if !self.is_booted() {
             return None;
         }
+        self.obey();
         let run = {
             let mut pages = self.pages.lock();
+            let before = pages.counts().out;
             let run = pages.alloc(&self.meta, served, align);
+            self.check_soft_limit(before, pages.counts().out);
             if let Some(run) = run {
                 pages.set_run(run.addr, served, id.tag());
             }
@@ -148,8 +151,10 @@ impl<P: Platform> System<P> {
         pages.free_block(&self.meta, addr, bytes, id.tag() | TAG_FREE);
         self.trim_pages(&mut pages);
         self.publish_pages(&pages);
+        self.wake_sleepers();
         drop(pages);
         self.tell_memory();
+        self.obey();
     }
 
     /// The first run freed of its class in a slot: gives the cache its bucket.
@@ -161,6 +166,7 @@ impl<P: Platform> System<P> {
             // SAFETY: inside the section of `slot`.
             let cache = unsafe { &mut *slot }.cache(class);
             if cache.alloc_end.is_null()
+                && !self.is_short()
                 && let Some(bucket) = bucket.take()
             {
                 let capacity = bucket.capacity();
@@ -197,6 +203,7 @@ impl<P: Platform> System<P> {
             }
             pages.set_run(info.addr, new, id.tag());
             self.publish_pages(&pages);
+            self.wake_sleepers();
             drop(pages);
             self.stats().header().pages_large.fetch_sub(pages_of(old - new), Ordering::Relaxed);
             self.credit(info, new, requested, id);
@@ -227,6 +234,7 @@ impl<P: Platform> System<P> {
         pages.set_run(run.addr, new, id.tag());
         pages.free_clean(&self.meta, info.addr, old);
         self.publish_pages(&pages);
+        self.wake_sleepers();
         drop(pages);
         self.stats().header().pages_large.fetch_add(pages_of(new - old), Ordering::Relaxed);
         self.credit(info, new, requested, id);

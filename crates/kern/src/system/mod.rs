@@ -21,6 +21,7 @@ mod large;
 mod outside;
 mod reclaim;
 mod resize;
+mod shortage;
 mod supply;
 
 use core::cell::UnsafeCell;
@@ -39,6 +40,7 @@ use crate::slot::{SLOT_STRIDE_BYTES, Slot};
 use crate::stats::{Stats, TypeId};
 use crate::zone::Registry;
 use outside::Outside;
+use shortage::Shortage;
 
 pub use outside::OutsideBlocks;
 
@@ -122,6 +124,9 @@ pub struct System<P: Platform> {
     outside: Outside,
     /// Zones made at run time.
     pub(crate) registry: Registry<P>,
+    /// Requests asleep on the limit of their type.
+    limit_sleepers: AtomicU32,
+    pub(crate) shortage: Shortage,
 }
 
 // SAFETY: the cells are written once, in `boot`, before any other call; all else is locked or atomic.
@@ -158,7 +163,7 @@ impl<P: Platform> System<P> {
             heap_base: AtomicUsize::new(0),
             words: AtomicUsize::new(0),
             // SAFETY: never used before `boot` replaces it: a type is needed to count and there is none.
-            stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling()) }),
+            stats: UnsafeCell::new(unsafe { Stats::new(NonNull::dangling(), P::wake_all) }),
             heap_pages: AtomicUsize::new(0),
             booted: AtomicBool::new(false),
             slots: UnsafeCell::new(SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: 0, rows: 0 }),
@@ -171,6 +176,8 @@ impl<P: Platform> System<P> {
             retaken_since_ns: AtomicU64::new(0),
             outside: Outside::new(),
             registry: Registry::new(),
+            limit_sleepers: AtomicU32::new(0),
+            shortage: Shortage::new(),
         }
     }
 
@@ -182,7 +189,7 @@ impl<P: Platform> System<P> {
     pub unsafe fn boot(&self, boot: &Boot) -> bool {
         // SAFETY: 1. and 2.
         unsafe {
-            *self.stats.get() = Stats::new(boot.stats);
+            *self.stats.get() = Stats::new(boot.stats, P::wake_all);
             self.stats().boot();
         }
         let mut table = SlotTable { base: 0, stride_bytes: SLOT_STRIDE_BYTES, ids: boot.ids, rows: boot.rows };
@@ -250,6 +257,9 @@ impl<P: Platform> System<P> {
                 (*slot).index = index as u32;
                 (*slot).row = self.stats().row(index);
                 self.stats().count_slot(index);
+                if self.limit_sleepers.load(Ordering::Relaxed) != 0 {
+                    self.stats().arm_all((*slot).row);
+                }
             }
         }
     }
@@ -371,6 +381,28 @@ impl<P: Platform> System<P> {
         Some(id)
     }
 
+    /// The type of this name whose module was unloaded, for the next of that name to go on with.
+    pub(crate) fn revive_type(&self, name: &[u8]) -> Option<TypeId> {
+        let _types = self.types.lock();
+        let used = self.stats().header().types.used.load(Ordering::Acquire) as usize;
+        let name = &name[..name.len().min(31)];
+        (0..used).filter_map(TypeId::new).find(|&id| {
+            let record = self.type_record(id);
+            let gone = record.kind == abi::type_kind::STATIC
+                && record.flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0
+                && abi::c_text(&record.name) == name;
+            if gone {
+                record.flags.fetch_and(!abi::type_flag::GONE, Ordering::AcqRel);
+            }
+            gone
+        })
+    }
+
+    /// A request of the type failed before it came here. Counted.
+    pub(crate) fn fail_request(&self, id: TypeId) {
+        self.fail(id);
+    }
+
     /// The statistics object's header.
     #[must_use]
     pub fn header(&self) -> &abi::Header {
@@ -433,6 +465,11 @@ impl<P: Platform> System<P> {
             ("types", self.types.raw()),
         ];
         zones.chain(rest)
+    }
+
+    /// Bytes from the start of the heap to its end so far.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.heap_pages.load(Ordering::Relaxed) << P::PAGE_SHIFT
     }
 
     /// Pages by use.

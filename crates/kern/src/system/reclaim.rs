@@ -17,9 +17,39 @@ impl<P: Platform> System<P> {
         if !self.is_booted() {
             return false;
         }
+        self.drain_slots();
+        self.drain_zones();
+        self.reclaim_zones(Reclaim::DrainCpu);
+        let mut pages = self.pages.lock();
+        let purged = pages.purge(0);
+        self.publish_pages(&pages);
+        purged > 0
+    }
+
+    /// Empties the caches of all slots. False when the platform could not claim one.
+    pub(super) fn drain_slots(&self) -> bool {
+        let mut all = true;
         for index in 0..self.slot_table().count() {
-            self.drain_slot(index);
+            all &= self.drain_slot(index);
         }
+        all
+    }
+
+    /// Items of the depots go to their slabs, and slabs that are empty to the arena. `UMA_RECLAIM_DRAIN`.
+    pub(super) fn drain_zones(&self) {
+        self.drain_depots();
+        for class in 0..SLAB_CLASSES {
+            let mut keg = self.zones[class].keg.lock();
+            while let Some(slab) = keg.surplus(0) {
+                // SAFETY: a surplus slab is on the empty list.
+                unsafe { self.release_slab(&mut keg, class, slab) };
+            }
+            self.publish_keg(class, &keg);
+        }
+    }
+
+    /// Items of the depots go to their slabs.
+    pub(super) fn drain_depots(&self) {
         for class in 0..SLAB_CLASSES {
             while let Some(bucket) = {
                 let mut depot = self.zones[class].depot.lock();
@@ -31,33 +61,22 @@ impl<P: Platform> System<P> {
                 unsafe { self.keg_put(class, bucket.filled()) };
                 self.pool.lock().put(bucket);
             }
-            let mut keg = self.zones[class].keg.lock();
-            while let Some(slab) = keg.surplus(0) {
-                // SAFETY: a surplus slab is on the empty list.
-                unsafe { self.release_slab(&mut keg, class, slab) };
-            }
-            self.publish_keg(class, &keg);
         }
-        self.reclaim_zones(Reclaim::DrainCpu);
-        let mut pages = self.pages.lock();
-        let purged = pages.purge(0);
-        self.publish_pages(&pages);
-        purged > 0
     }
 
-    /// Empties one slot's caches, bucket by bucket.
-    pub(crate) fn drain_slot(&self, index: usize) {
+    /// Empties one slot's caches, bucket by bucket. False when the platform could not claim it.
+    pub(crate) fn drain_slot(&self, index: usize) -> bool {
         let slot = self.slot_table().slot(index) as *mut Slot;
         for class in 0..CLASSES {
             // SAFETY: 1. one of the table.
             if !unsafe { P::claim_remote(slot as usize) } {
-                return;
+                return false;
             }
             // SAFETY: held.
             let buckets = unsafe {
                 if (*slot).row.is_none() {
                     Self::leave(slot);
-                    return;
+                    return true;
                 }
                 let cache = (*slot).cache(class);
                 let mut first = BucketPtr::from_items(cache.alloc_items);
@@ -90,6 +109,7 @@ impl<P: Platform> System<P> {
                 self.pool.lock().put(bucket);
             }
         }
+        true
     }
 
     /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only.

@@ -19,8 +19,6 @@ const DEPOT_BUCKETS_PER_ID: usize = 8;
 const IDLE_TURNS: usize = 2;
 /// Buckets of a zone that shrinks are made smaller down to so many items.
 const SHRUNK_BUCKET_LEAST: u32 = 63;
-/// Free dirty memory that is kept besides an eighth of the heap in use.
-const DIRTY_KEEP_PAGES: u64 = 1024;
 /// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
 /// page, less than a hundredth of the time.
 const RETAKEN_MOST: u64 = 5_000;
@@ -31,6 +29,7 @@ const PURGE_EVERY_NS: u64 = 50_000_000;
 impl<P: Platform> System<P> {
     /// A bucket with items, from the depot or filled from the keg; `None` when memory for either ends.
     pub(super) fn full_bucket(&self, class: usize) -> Option<BucketPtr> {
+        self.obey();
         let zone = &self.zones[class];
         {
             let mut depot = zone.depot.lock();
@@ -39,9 +38,10 @@ impl<P: Platform> System<P> {
                 return Some(bucket);
             }
         }
-        let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(bucket_max(class));
+        let most = self.bucket_cap(class);
+        let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(most);
         // Twice as large at each miss, up to 63 items or an eighth of what the zone has: a small program caches little.
-        let larger = (size * 2 + 1).min(bucket_max(class)).min((self.zone_items(class) / 8).max(63)).max(size);
+        let larger = (size * 2 + 1).min(most).min((self.zone_items(class) / 8).max(63)).max(size);
         zone.bucket_size.store(larger as u32, Ordering::Relaxed);
         self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
         let mut bucket = self.pool.lock().get(&self.meta, size)?;
@@ -67,7 +67,8 @@ impl<P: Platform> System<P> {
         let most = DEPOT_BUCKETS_PER_ID * self.slot_table().ids;
         let (mut extra, idle) = {
             let mut depot = zone.depot.lock();
-            let mut extra = depot.push(bucket, most).err();
+            // While somebody sleeps for memory, free items stay in their slabs (see `shortage`).
+            let mut extra = if self.is_short() { Some(bucket) } else { depot.push(bucket, most).err() };
             let idle = depot.idle_pushes() > IDLE_TURNS * most;
             if idle && extra.is_none() {
                 extra = depot.take();
@@ -125,7 +126,23 @@ impl<P: Platform> System<P> {
                 unsafe { self.release_slab(&mut keg, class, slab) };
             }
         }
+        // The empty slab that is kept otherwise is just what somebody may be waiting for.
+        while self.is_short()
+            && let Some(slab) = keg.surplus(0)
+        {
+            // SAFETY: a surplus slab is on the empty list.
+            unsafe { self.release_slab(&mut keg, class, slab) };
+        }
         self.publish_keg(class, &keg);
+        self.wake_sleepers();
+    }
+
+    /// Most items that a bucket of this class may have, as of the zone's own cap and of the one for all.
+    pub(super) fn bucket_cap(&self, class: usize) -> usize {
+        let all = self.stats().header().control.bucket_size_max.load(Ordering::Relaxed);
+        let own = self.stats().zone(class).bucket_size_max.load(Ordering::Relaxed);
+        let cap = |value: u64| if value == 0 { usize::MAX } else { usize::try_from(value).unwrap_or(usize::MAX) };
+        bucket_max(class).min(cap(all)).min(cap(own))
     }
 
     pub(super) fn add_slab(&self, keg: &mut Keg, class: usize) -> Option<()> {
@@ -169,7 +186,9 @@ impl<P: Platform> System<P> {
     /// Pages from the arena; publishes the heap's new end and the account.
     pub(crate) fn page_alloc(&self, bytes: usize, align: usize) -> Option<usize> {
         let mut pages = self.pages.lock();
+        let before = pages.counts().out;
         let run = pages.alloc(&self.meta, bytes, align)?;
+        self.check_soft_limit(before, pages.counts().out);
         self.publish_pages(&pages);
         Some(run.addr)
     }
@@ -179,6 +198,7 @@ impl<P: Platform> System<P> {
         pages.free(&self.meta, addr, bytes);
         self.trim_pages(&mut pages);
         self.publish_pages(&pages);
+        self.wake_sleepers();
         drop(pages);
         self.tell_memory();
     }
@@ -187,7 +207,7 @@ impl<P: Platform> System<P> {
     /// the program may call no more. Where a program has wanted much of it again lately, half of it goes every 50 ms.
     pub(super) fn trim_pages(&self, pages: &mut Pages<P>) {
         let counts = pages.counts();
-        let keep = DIRTY_KEEP_PAGES.max(counts.out / 8);
+        let keep = self.stats().header().control.dirty_keep_pages.load(Ordering::Relaxed).max(counts.out / 8);
         // In portions: a purge walks the arena's free list.
         if counts.free_dirty <= keep + keep / 2 {
             return;

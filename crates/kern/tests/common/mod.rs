@@ -20,6 +20,8 @@ use model::Served;
 
 /// Types beside the built-in ones.
 pub(crate) const TYPES: usize = 4;
+/// Types that tests may register themselves.
+pub(crate) const SPARE_TYPES: usize = 32;
 
 /// A statistics object in memory of ours: zero, 4 KiB aligned, touched only where used.
 struct Object {
@@ -93,7 +95,7 @@ impl World {
     /// Boots an allocator on a machine, which may have been told to fail. What did not boot is returned too.
     pub(crate) fn try_boot(machine: Machine, config: Config) -> Result<Self, Self> {
         let slots = config.cpus * config.rows + 1;
-        let object = Object::new(&ObjectLayout { slots, types: TypeId::BUILT_IN + TYPES, libs: 1 });
+        let object = Object::new(&ObjectLayout { slots, types: TypeId::BUILT_IN + TYPES + SPARE_TYPES, libs: 1 });
         let boot = Boot {
             heap_base: machine.heap_base(),
             table: machine.table(),

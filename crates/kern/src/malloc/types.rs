@@ -1,0 +1,395 @@
+//! Malloc types: static objects, registered on first use, on a list that readers of the statistics see.
+//!
+//! A type's *state word* holds its magic, its special bits and its identity, so that one load and one compare on the way to
+//! an allocation say at once that it is a type, registered and without anything special.
+
+use core::cell::Cell;
+use core::ptr::null_mut;
+
+use abi::Ordering;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use platform::{Misuse, MisuseReport, Platform};
+
+use super::Malloc;
+use crate::stats::TypeId;
+use crate::text::Text;
+
+/// Upper half of the state word of a malloc type (FreeBSD's `M_MAGIC`).
+const MAGIC: u64 = 877_983_977;
+/// Special bits, in the third 16 bits of the word; no bit set means registered and ordinary.
+const SPECIAL_NEW: u64 = 1 << 16;
+const SPECIAL_LIMIT: u64 = 2 << 16;
+const SPECIAL_BITS: u64 = 0xffff << 16;
+const ID_BITS: u64 = 0xffff;
+
+/// A malloc type. Made with [`malloc_define!`](crate::malloc_define); `MALLOC_DEFINE` of malloc(9).
+///
+/// A type belongs to one allocator, the one that it was first used with.
+#[doc(alias = "malloc_type")]
+#[derive(Debug)]
+pub struct MallocType {
+    // Constant.
+    short_description: &'static str,
+    long_description: &'static str,
+    limit_at_definition: usize,
+    /// Magic, special bits, id plus one. Changes at registration and with the limit.
+    state: AtomicU64,
+    // Under the list's lock.
+    next: AtomicPtr<MallocType>,
+    /// Bytes admitted under the limit that are not counted as in use yet.
+    pub(super) pending_bytes: AtomicU64,
+    /// Tickets of those who sleep on the limit.
+    pub(super) next_ticket: AtomicU32,
+    pub(super) serving: AtomicU32,
+    /// The definer's, see [`MallocType::set_private`].
+    private: AtomicPtr<()>,
+}
+
+/// Why types were not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TypeError {
+    /// The table of types is full; the description of the first that found no room.
+    Full(&'static str),
+    /// It is attached already. Also reported as a misuse.
+    Attached(&'static str),
+    /// It is not attached. Also reported as a misuse.
+    NotAttached(&'static str),
+}
+
+impl core::fmt::Display for TypeError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Full(name) => write!(f, "no room for the malloc type {name}: the table of types is full"),
+            Self::Attached(name) => write!(f, "the malloc type {name} is attached already"),
+            Self::NotAttached(name) => write!(f, "the malloc type {name} is not attached"),
+        }
+    }
+}
+
+/// What a type looks like to [`Malloc::look`].
+pub(super) enum Look {
+    Plain(TypeId),
+    Limited(TypeId),
+    Bad,
+}
+
+impl MallocType {
+    /// A type with a short description (shown by `vmstat -m`, cut at 31 bytes) and a long one.
+    #[must_use]
+    pub const fn new(short_description: &'static str, long_description: &'static str) -> Self {
+        Self::with_limit(short_description, long_description, 0)
+    }
+
+    /// A type whose memory in use may not reach `limit_bytes`, 0 for no limit. `MALLOC_DEFINE_LIMIT`.
+    #[doc(alias = "MALLOC_DEFINE_LIMIT")]
+    #[must_use]
+    pub const fn with_limit(
+        short_description: &'static str,
+        long_description: &'static str,
+        limit_bytes: usize,
+    ) -> Self {
+        Self {
+            short_description,
+            long_description,
+            limit_at_definition: limit_bytes,
+            state: AtomicU64::new(MAGIC << 32 | SPECIAL_NEW),
+            next: AtomicPtr::new(null_mut()),
+            pending_bytes: AtomicU64::new(0),
+            next_ticket: AtomicU32::new(0),
+            serving: AtomicU32::new(0),
+            private: AtomicPtr::new(null_mut()),
+        }
+    }
+
+    /// The short description.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.short_description
+    }
+
+    /// The long description.
+    #[must_use]
+    pub const fn description(&self) -> &'static str {
+        self.long_description
+    }
+
+    /// The type's id in its allocator, once it is attached.
+    #[must_use]
+    pub fn id(&self) -> Option<TypeId> {
+        ((self.state.load(Ordering::Acquire) & ID_BITS) as usize).checked_sub(1).and_then(TypeId::new)
+    }
+
+    /// A word for the definer: trace probes, its own statistics. Null at first; forgotten when the type is detached.
+    pub fn set_private(&self, data: *mut ()) {
+        self.private.store(data, Ordering::Release);
+    }
+
+    /// See [`MallocType::set_private`].
+    #[must_use]
+    pub fn private(&self) -> *mut () {
+        self.private.load(Ordering::Acquire)
+    }
+
+    /// Sets or clears the special bit of a limit.
+    pub(super) fn set_limited(&self, limited: bool) {
+        if limited {
+            self.state.fetch_or(SPECIAL_LIMIT, Ordering::AcqRel);
+        } else {
+            self.state.fetch_and(!SPECIAL_LIMIT, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Defines malloc types: `malloc_define!(pub M_TEMP, "temp", "misc temporary data");`, with a limit in bytes as a fourth
+/// argument if it has one. `MALLOC_DEFINE` of malloc(9).
+#[macro_export]
+macro_rules! malloc_define {
+    ($(#[$attr:meta])* $vis:vis $name:ident, $short:expr, $long:expr $(,)?) => {
+        $(#[$attr])*
+        #[doc = $long]
+        $vis static $name: $crate::malloc::MallocType = $crate::malloc::MallocType::new($short, $long);
+    };
+    ($(#[$attr:meta])* $vis:vis $name:ident, $short:expr, $long:expr, $limit:expr $(,)?) => {
+        $(#[$attr])*
+        #[doc = $long]
+        $vis static $name: $crate::malloc::MallocType = $crate::malloc::MallocType::with_limit($short, $long, $limit);
+    };
+}
+
+/// Defines a module's types and the slice of them that [`Malloc::load`](crate::malloc::Malloc::load) and
+/// [`unload`](crate::malloc::Malloc::unload) take: the link set of a loadable module.
+///
+/// ```
+/// kernmalloc_kern::malloc_types! {
+///     /// The types of the example driver.
+///     pub static TYPES;
+///     M_EXAMPLE_BUFFERS: "exbuf", "example driver buffers";
+///     M_EXAMPLE_QUEUE: "exqueue", "example driver queues";
+/// }
+/// assert_eq!(TYPES.len(), 2);
+/// ```
+#[macro_export]
+macro_rules! malloc_types {
+    ($(#[$attr:meta])* $vis:vis static $set:ident; $($name:ident: $short:expr, $long:expr;)+) => {
+        $($crate::malloc_define!($vis $name, $short, $long);)+
+        $(#[$attr])*
+        $vis static $set: &[&$crate::malloc::MallocType] = &[$(&$name),+];
+    };
+}
+
+malloc_define!(
+    /// Built in.
+    pub M_CACHE, "cache", "dynamically allocated cache"
+);
+malloc_define!(
+    /// Built in.
+    pub M_DEVBUF, "devbuf", "device driver memory"
+);
+malloc_define!(
+    /// Built in.
+    pub M_TEMP, "temp", "misc temporary data buffers"
+);
+
+impl<P: Platform> Malloc<'_, P> {
+    /// What a type is. One compare for one that is registered and ordinary.
+    #[inline(always)]
+    pub(super) fn look(&self, ty: &'static MallocType) -> Look {
+        let state = ty.state.load(Ordering::Acquire);
+        if state >> 16 == MAGIC << 16 {
+            return Look::Plain(id_of(state));
+        }
+        self.look_cold(ty)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_cold(&self, ty: &'static MallocType) -> Look {
+        let mut state = ty.state.load(Ordering::Acquire);
+        if state >> 32 != MAGIC {
+            self.type_misuse(Misuse::BadType, ty);
+            return Look::Bad;
+        }
+        if state & SPECIAL_NEW != 0 {
+            // Types beyond the table are credited to the row that says so, and have no limit.
+            if self.attach_unless_attached(ty).is_err() {
+                return Look::Plain(TypeId::OVERFLOW);
+            }
+            state = ty.state.load(Ordering::Acquire);
+        }
+        if state & SPECIAL_LIMIT != 0 { Look::Limited(id_of(state)) } else { Look::Plain(id_of(state)) }
+    }
+
+    pub(super) fn type_misuse(&self, what: Misuse, ty: &'static MallocType) {
+        self.system.header().misuses.fetch_add(1, Ordering::Relaxed);
+        P::misuse(&MisuseReport {
+            what,
+            addr: core::ptr::from_ref(ty) as usize,
+            item: 0,
+            item_bytes: 0,
+            type_index: None,
+            caller: 0,
+            freed_by: 0,
+            zone_name: [0; 32],
+        });
+    }
+
+    /// First use, or a module that is loaded: the type gets its record. `Ok(false)` when somebody else was first.
+    fn attach_unless_attached(&self, ty: &'static MallocType) -> Result<bool, TypeError> {
+        let list = self.list.lock();
+        if ty.state.load(Ordering::Acquire) & SPECIAL_NEW == 0 {
+            return Ok(false);
+        }
+        let name = ty.short_description.as_bytes();
+        let id = match self.system.revive_type(name) {
+            Some(id) => id,
+            None => self
+                .system
+                .register_type(abi::type_kind::STATIC, abi::NO_LIB, 0, name)
+                .ok_or(TypeError::Full(ty.short_description))?,
+        };
+        let record = self.system.type_record(id);
+        record.limit_bytes.store(ty.limit_at_definition as u64, Ordering::Relaxed);
+        let limit = if ty.limit_at_definition != 0 { SPECIAL_LIMIT } else { 0 };
+        ty.next.store(list.0.get().cast_mut(), Ordering::Relaxed);
+        list.0.set(ty);
+        ty.state.store(MAGIC << 32 | limit | (id.index() as u64 + 1), Ordering::Release);
+        Ok(true)
+    }
+
+    /// Attaches a type before its first use. A type that is attached already is reported ([`Misuse::TypeList`]) and left alone.
+    /// Never sleeps. NetBSD `malloc_type_attach`.
+    #[doc(alias = "malloc_type_attach")]
+    #[doc(alias = "malloc_init")]
+    pub fn attach(&self, ty: &'static MallocType) -> Result<(), TypeError> {
+        if ty.state.load(Ordering::Acquire) >> 32 != MAGIC {
+            self.type_misuse(Misuse::BadType, ty);
+            return Err(TypeError::NotAttached(ty.short_description));
+        }
+        if self.attach_unless_attached(ty)? {
+            return Ok(());
+        }
+        self.type_misuse(Misuse::TypeList, ty);
+        Err(TypeError::Attached(ty.short_description))
+    }
+
+    /// Detaches a type: its module goes. Memory it still owns is warned of and keeps its row until it is freed. A type that is not
+    /// attached is reported ([`Misuse::TypeList`]). Nobody may be allocating with it. Never sleeps. NetBSD `malloc_type_detach`.
+    #[doc(alias = "malloc_type_detach")]
+    #[doc(alias = "malloc_uninit")]
+    pub fn detach(&self, ty: &'static MallocType) -> Result<(), TypeError> {
+        let found = {
+            let list = self.list.lock();
+            let mut link: Option<&'static MallocType> = None;
+            let mut at = list.0.get();
+            // SAFETY: the list holds static types only.
+            while let Some(here) = unsafe { at.as_ref::<'static>() } {
+                if core::ptr::eq(here, ty) {
+                    break;
+                }
+                link = Some(here);
+                at = here.next.load(Ordering::Relaxed);
+            }
+            if at.is_null() {
+                None
+            } else {
+                let next = ty.next.load(Ordering::Relaxed);
+                match link {
+                    Some(before) => before.next.store(next, Ordering::Relaxed),
+                    None => list.0.set(next),
+                }
+                let id = ty.id();
+                ty.state.store(MAGIC << 32 | SPECIAL_NEW, Ordering::Release);
+                ty.private.store(null_mut(), Ordering::Release);
+                if let Some(id) = id {
+                    self.system.type_record(id).flags.fetch_or(abi::type_flag::GONE, Ordering::AcqRel);
+                }
+                id
+            }
+        };
+        let Some(id) = found else {
+            self.type_misuse(Misuse::TypeList, ty);
+            return Err(TypeError::NotAttached(ty.short_description));
+        };
+        let totals = self.system.totals(id);
+        if totals.in_use() != 0 {
+            let mut text = Text::<192>::new();
+            text.push(b"Warning: memory type ").push(ty.short_description.as_bytes());
+            text.push(b" leaked memory on destroy (").push_number(totals.in_use()).push(b" allocations, ");
+            text.push_number(totals.bytes_in_use()).push(b" bytes leaked).");
+            P::warning(text.as_bytes());
+        }
+        Ok(())
+    }
+
+    /// A module comes: attaches its types, all or none. `SYSINIT` of malloc(9).
+    pub fn load(&self, types: &[&'static MallocType]) -> Result<(), TypeError> {
+        for (index, ty) in types.iter().enumerate() {
+            if let Err(error) = self.attach(ty) {
+                for earlier in &types[..index] {
+                    let _ = self.detach(earlier);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A module goes: detaches those of its types that were ever used or loaded. `SYSUNINIT` of malloc(9).
+    pub fn unload(&self, types: &[&'static MallocType]) {
+        for ty in types {
+            if ty.id().is_some() {
+                let _ = self.detach(ty);
+            }
+        }
+    }
+
+    /// Calls `visit` for every attached type, the newest first, until it returns `false`. A lock is held meanwhile: `visit` must not
+    /// allocate with a type for the first time. malloc(9) `malloc_type_list`.
+    #[doc(alias = "malloc_type_list")]
+    pub fn for_each_type(&self, mut visit: impl FnMut(&'static MallocType) -> bool) {
+        let list = self.list.lock();
+        let mut at = list.0.get();
+        // SAFETY: the list holds static types only.
+        while let Some(here) = unsafe { at.as_ref::<'static>() } {
+            if !visit(here) {
+                return;
+            }
+            at = here.next.load(Ordering::Relaxed);
+        }
+    }
+
+    /// The attached type with this short description. malloc(9) `malloc_desc2type`.
+    #[doc(alias = "malloc_desc2type")]
+    pub fn find_type(&self, short_description: &str) -> Option<&'static MallocType> {
+        let mut found = None;
+        self.for_each_type(|ty| {
+            if ty.short_description == short_description {
+                found = Some(ty);
+            }
+            found.is_none()
+        });
+        found
+    }
+
+    /// Attached types. `kern.malloc_count`.
+    pub fn type_count(&self) -> usize {
+        let mut count = 0;
+        self.for_each_type(|_| {
+            count += 1;
+            true
+        });
+        count
+    }
+}
+
+fn id_of(state: u64) -> TypeId {
+    // The overflow row stands in for an id that cannot be.
+    TypeId::new(((state & ID_BITS) as usize).wrapping_sub(1)).unwrap_or(TypeId::OVERFLOW)
+}
+const _: () = assert!(TypeId::MAX < ID_BITS as usize && SPECIAL_BITS & ID_BITS == 0);
+
+/// First of the list of types.
+pub(super) struct List(pub(super) Cell<*const MallocType>);
+
+// SAFETY: static types, reached under the list's lock.
+unsafe impl Send for List {}

@@ -1,0 +1,569 @@
+//! malloc(9): types, flags and entry points. Tests named after rows of the history are the regression tests for them.
+
+extern crate kernmalloc_kern as kern;
+
+mod common;
+
+use std::time::Duration;
+
+use abi::Ordering;
+use common::{World, config};
+use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, TypeError, WaitOk};
+use platform::Misuse;
+use platform::fake::{Fake, Machine, PAGE};
+
+/// A type of its own for each test: a type belongs to one allocator.
+fn new_type(name: &'static str) -> &'static MallocType {
+    Box::leak(Box::new(MallocType::new(name, "a type of the tests")))
+}
+
+fn with_malloc<T>(cpus: usize, test: impl FnOnce(&World, &Malloc<'_, Fake>) -> T) -> T {
+    let world = World::boot(config(cpus, 1));
+    let malloc = Malloc::new(&world.system);
+    world.machine.run(|| {
+        let result = test(&world, &malloc);
+        world.system.validate().unwrap();
+        result
+    })
+}
+
+fn in_use(world: &World, ty: &MallocType) -> (u64, u64) {
+    let totals = world.totals(ty.id().unwrap());
+    (totals.in_use(), totals.bytes_in_use())
+}
+
+#[test]
+fn a_type_is_registered_on_first_use_and_found_by_name() {
+    with_malloc(1, |world, malloc| {
+        let (a, b) = (new_type("alpha"), new_type("beta"));
+        assert_eq!((a.id(), malloc.type_count()), (None, 0));
+        let block = malloc.malloc(a, 100, WaitOk, Flags::NONE);
+        let other = malloc.malloc(b, 100, NoWait, Flags::NONE).unwrap();
+        assert_eq!(in_use(world, a), (1, 112));
+        assert_eq!(malloc.type_count(), 2);
+        assert!(std::ptr::eq(malloc.find_type("alpha").unwrap(), a));
+        assert!(malloc.find_type("gamma").is_none());
+        let mut names = Vec::new();
+        malloc.for_each_type(|ty| {
+            names.push((ty.name(), ty.description()));
+            true
+        });
+        assert_eq!(names, [("beta", "a type of the tests"), ("alpha", "a type of the tests")]);
+        let mut private = 5;
+        a.set_private((&raw mut private).cast());
+        assert_eq!(a.private(), (&raw mut private).cast());
+        // SAFETY: blocks of the test.
+        unsafe {
+            malloc.free(block.as_ptr());
+            malloc.free(other.as_ptr());
+            malloc.free(std::ptr::null_mut());
+        }
+        assert_eq!(in_use(world, a), (0, 0));
+    });
+}
+
+/// F: the magic is checked on every use.
+#[test]
+fn a_type_that_is_none_is_reported() {
+    with_malloc(1, |world, malloc| {
+        // A type that was overwritten: zeros are a valid value of every field but the magic.
+        let ty: &'static mut std::mem::MaybeUninit<MallocType> =
+            Box::leak(Box::new(std::mem::MaybeUninit::new(MallocType::new("broken", ""))));
+        let at = ty.as_ptr() as usize;
+        for offset in (0..size_of::<MallocType>()).step_by(8) {
+            let word = (at + offset) as *mut u64;
+            // SAFETY: inside the type, which nobody else knows. The texts and the limit stay.
+            unsafe {
+                if *word >> 32 == 877_983_977 {
+                    *word = 0xdead_beef;
+                }
+            }
+        }
+        // SAFETY: initialised above.
+        let ty: &'static MallocType = unsafe { ty.assume_init_ref() };
+        assert!(malloc.malloc(ty, 10, NoWait, Flags::NONE).is_none());
+        assert!(malloc.malloc_flags(ty, 10, FlagWord(FlagWord::WAITOK)).is_null());
+        assert_eq!(malloc.attach(ty), Err(TypeError::NotAttached("broken")));
+        let reports = world.machine.take_reports();
+        assert!(reports.iter().all(|report| report.what == Misuse::BadType && report.addr == at), "{reports:?}");
+        assert_eq!(reports.len(), 3);
+    });
+}
+
+kern::malloc_types! {
+    /// A module's.
+    static MODULE;
+    M_MOD_BUFFERS: "modbuf", "a module's buffers";
+    M_MOD_QUEUE: "modqueue", "a module's queue";
+}
+
+/// F: module load and unload, with the leak warning.
+#[test]
+fn a_module_comes_and_goes_and_its_leaks_are_warned_of() {
+    with_malloc(2, |world, malloc| {
+        malloc.load(MODULE).unwrap();
+        assert_eq!(malloc.type_count(), 2);
+        assert_eq!(malloc.load(MODULE), Err(TypeError::Attached("modbuf")));
+        assert_eq!(world.machine.take_reports()[0].what, Misuse::TypeList);
+        let leaked: Vec<_> = (0..3).map(|_| malloc.malloc(&M_MOD_BUFFERS, 1000, WaitOk, Flags::NONE)).collect();
+        let id = M_MOD_BUFFERS.id().unwrap();
+        malloc.unload(MODULE);
+        assert_eq!(
+            world.machine.take_warnings(),
+            ["Warning: memory type modbuf leaked memory on destroy (3 allocations, 3072 bytes leaked)."]
+        );
+        assert_eq!((malloc.type_count(), M_MOD_BUFFERS.id()), (0, None));
+        assert!(malloc.find_type("modbuf").is_none());
+        // What leaked is still counted, and can still be freed.
+        assert_eq!(world.totals(id).in_use(), 3);
+        // SAFETY: a block of the test.
+        unsafe { malloc.free(leaked[0].as_ptr()) };
+        assert_eq!(world.totals(id).in_use(), 2);
+        assert_eq!(malloc.detach(&M_MOD_QUEUE), Err(TypeError::NotAttached("modqueue")));
+        assert_eq!(world.machine.take_reports()[0].what, Misuse::TypeList);
+        // The module comes again: its types go on with their rows, or a module that is loaded often would fill the table.
+        for _ in 0..100 {
+            malloc.load(MODULE).unwrap();
+            assert_eq!(M_MOD_BUFFERS.id(), Some(id));
+            malloc.unload(MODULE);
+        }
+        assert_eq!(world.machine.take_warnings().len(), 100);
+    });
+}
+
+#[test]
+fn types_beyond_the_table_are_credited_to_its_overflow() {
+    with_malloc(1, |world, malloc| {
+        for n in 0..common::SPARE_TYPES {
+            malloc.attach(new_type(format!("type {n}").leak())).unwrap();
+        }
+        let beyond = new_type("one too many");
+        assert_eq!(malloc.attach(beyond), Err(TypeError::Full("one too many")));
+        let block = malloc.malloc(beyond, 100, WaitOk, Flags::NONE);
+        assert_eq!(world.totals(kern::TypeId::OVERFLOW).in_use(), 1);
+        // SAFETY: a block of the test.
+        unsafe { malloc.free(block.as_ptr()) };
+        assert_eq!(world.totals(kern::TypeId::OVERFLOW).in_use(), 0);
+        let loaded = malloc.load(&[new_type("a"), new_type("b")]);
+        assert_eq!(loaded, Err(TypeError::Full("a")));
+    });
+}
+
+/// N1.65: the bytes asked for are zero, whatever lay there before.
+#[test]
+fn n1_65_zeroed_blocks_are_zero() {
+    with_malloc(1, |_, malloc| {
+        let ty = new_type("zero");
+        for bytes in [1, 16, 100, 4096, 5000, 65_536, 100_000, 3 << 20] {
+            for round in 0..3 {
+                let block = malloc.malloc(ty, bytes, WaitOk, Flags::ZERO).as_ptr();
+                // SAFETY: a block of the test, so long.
+                unsafe {
+                    let slice = std::slice::from_raw_parts_mut(block, bytes);
+                    assert!(slice.iter().all(|&byte| byte == 0), "{bytes} bytes, round {round}");
+                    slice.fill(0xa5);
+                    malloc.free(block);
+                }
+            }
+            let aligned = malloc.malloc_aligned(ty, bytes, 8192, WaitOk, Flags::ZERO).as_ptr();
+            // SAFETY: as above.
+            unsafe {
+                assert!(std::slice::from_raw_parts(aligned, bytes).iter().all(|&byte| byte == 0));
+                assert!((aligned as usize).is_multiple_of(8192));
+                malloc.free(aligned);
+            }
+        }
+    });
+}
+
+/// N1.137, N1.138: aligned for any type, and from a page on to the page, also after realloc.
+#[test]
+fn n1_137_138_blocks_are_aligned_and_pages_are_page_aligned() {
+    with_malloc(1, |_, malloc| {
+        let ty = new_type("align");
+        let word = FlagWord(FlagWord::NOWAIT);
+        let mut blocks = Vec::new();
+        for bytes in (0..400).map(|n| n * 331).chain([PAGE, PAGE + 1, 5120, 65_536, 65_537, 3 << 20]) {
+            let block = malloc.malloc(ty, bytes, NoWait, Flags::NONE).unwrap().as_ptr();
+            let align = if bytes >= PAGE { PAGE } else { 16 };
+            assert!((block as usize).is_multiple_of(align), "{bytes} bytes at {block:p}");
+            assert_eq!(malloc.malloc_usable_size(block), Malloc::<Fake>::malloc_size(bytes));
+            blocks.push(block);
+        }
+        for (n, &block) in blocks.iter().enumerate() {
+            let bytes = 1 + n * 517 % 20_000;
+            // SAFETY: a block of the test.
+            let block = unsafe { malloc.realloc(ty, block, bytes, word) }.unwrap().as_ptr();
+            let align = if bytes >= PAGE { PAGE } else { 16 };
+            assert!((block as usize).is_multiple_of(align), "{bytes} bytes at {block:p}");
+            // SAFETY: as above.
+            unsafe { malloc.free(block) };
+        }
+    });
+}
+
+/// N1.146: a size near the end of the range fails, and never wraps to a small one.
+#[test]
+fn n1_146_huge_sizes_fail() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("huge");
+        for bytes in [usize::MAX, usize::MAX - 15, usize::MAX - PAGE, isize::MAX as usize, 1 << 62] {
+            assert!(malloc.malloc(ty, bytes, NoWait, Flags::NONE).is_none());
+            assert!(malloc.malloc(ty, bytes, NoWait, Flags::ZERO).is_none());
+            assert!(malloc.malloc(ty, bytes, CanFail, Flags::NONE).is_none());
+            assert!(malloc.malloc_aligned(ty, bytes, PAGE, NoWait, Flags::NONE).is_none());
+            assert!(Malloc::<Fake>::malloc_size(bytes) >= bytes);
+        }
+        assert!(malloc.malloc_aligned(ty, 16, 1 << 63, NoWait, Flags::NONE).is_none());
+        assert!(malloc.mallocarray(ty, usize::MAX / 8 + 2, 8, NoWait, Flags::NONE).is_none());
+        assert!(malloc.mallocarray(ty, usize::MAX, usize::MAX, NoWait, Flags::NONE).is_none());
+        assert!(malloc.mallocarray(ty, 3, 5, NoWait, Flags::NONE).is_some());
+        assert_eq!(world.failures(ty.id().unwrap()), 5 * 4 + 3);
+        assert_eq!(in_use(world, ty), (1, 16));
+    });
+}
+
+#[test]
+#[should_panic(expected = "can never be had")]
+fn a_request_that_cannot_fail_and_can_never_be_met_is_a_panic() {
+    with_malloc(1, |_, malloc| malloc.malloc(new_type("never"), usize::MAX / 2, WaitOk, Flags::NONE));
+}
+
+/// N1.136, N1.150: what counts is the size that the block really has.
+#[test]
+fn n1_136_150_realloc_goes_by_the_true_size() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("realloc");
+        let word = FlagWord(FlagWord::NOWAIT);
+        // SAFETY: blocks of the test, used within their usable size.
+        unsafe {
+            let block = malloc.realloc(ty, std::ptr::null_mut(), 65, word).unwrap().as_ptr();
+            assert_eq!(malloc.malloc_usable_size(block), 80);
+            block.write_bytes(0x5a, 80);
+            // Fits, and more than half: stays. At half or below: moves.
+            for bytes in [80, 41, 79] {
+                assert_eq!(malloc.realloc(ty, block, bytes, word).unwrap().as_ptr(), block, "{bytes}");
+            }
+            let small = malloc.realloc(ty, block, 40, word).unwrap().as_ptr();
+            assert_ne!(small, block);
+            assert_eq!(malloc.malloc_usable_size(small), 48);
+            // All of the old block is copied, not what was asked for when it was made.
+            let large = malloc.realloc(ty, small, 48, word).unwrap().as_ptr();
+            large.add(47).write(0x77);
+            let large = malloc.realloc(ty, large, 9000, word).unwrap().as_ptr();
+            assert_eq!((large.read(), large.add(39).read(), large.add(47).read()), (0x5a, 0x5a, 0x77));
+            // The smallest block is never too large.
+            let least = malloc.malloc(ty, 16, NoWait, Flags::NONE).unwrap().as_ptr();
+            assert_eq!(malloc.realloc(ty, least, 1, word).unwrap().as_ptr(), least);
+            // No bytes: freed, and nothing comes back.
+            assert!(malloc.realloc(ty, least, 0, word).is_none());
+            assert!(malloc.realloc(ty, large, 0, word).is_none());
+        }
+        assert_eq!(in_use(world, ty), (0, 0));
+    });
+}
+
+#[test]
+fn a_realloc_that_fails_leaves_the_block_and_reallocf_frees_it() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("reallocf");
+        let word = FlagWord(FlagWord::NOWAIT);
+        // SAFETY: blocks of the test.
+        unsafe {
+            let block = malloc.malloc(ty, 100, NoWait, Flags::NONE).unwrap().as_ptr();
+            block.write_bytes(7, 100);
+            assert!(malloc.realloc(ty, block, usize::MAX / 2, word).is_none());
+            assert_eq!((in_use(world, ty), block.add(99).read()), ((1, 112), 7));
+            assert!(malloc.reallocf(ty, block, usize::MAX / 2, word).is_none());
+            assert_eq!(in_use(world, ty), (0, 0));
+            // What is no block is reported once, and not freed on top of that.
+            assert!(malloc.reallocf(ty, block, 200, word).is_none());
+            let reports = world.machine.take_reports();
+            assert_eq!((reports.len(), reports[0].what), (1, Misuse::DuplicateFree));
+            let block = malloc.reallocf(ty, std::ptr::null_mut(), 10, word).unwrap().as_ptr();
+            assert!(malloc.reallocf(ty, block, 0, word).is_none());
+        }
+        assert_eq!(in_use(world, ty), (0, 0));
+    });
+}
+
+/// N1.70.
+#[test]
+fn n1_70_malloc_roundup_is_what_would_be_served() {
+    with_malloc(1, |_, malloc| {
+        let ty = new_type("roundup");
+        for bytes in (0..3000).step_by(7).chain((3000..200_000).step_by(997)).chain([3 << 20, (5 << 20) + 1]) {
+            let block = malloc.malloc(ty, bytes, NoWait, Flags::NONE).unwrap();
+            assert_eq!(malloc.malloc_usable_size(block.as_ptr()), Malloc::<Fake>::malloc_size(bytes), "{bytes}");
+            // SAFETY: a block of the test.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+    });
+}
+
+#[test]
+fn zfree_leaves_nothing_behind() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("zfree");
+        for bytes in [100, 5000, 70_000] {
+            let block = malloc.malloc(ty, bytes, NoWait, Flags::NONE).unwrap().as_ptr();
+            // SAFETY: a block of the test; freed memory of the fake machine stays readable.
+            unsafe {
+                let usable = malloc.malloc_usable_size(block);
+                block.write_bytes(0xee, usable);
+                malloc.zfree(block);
+                // The first word remembers who freed it.
+                assert!((8..usable).all(|at| block.add(at).read() == 0), "{bytes}");
+            }
+        }
+        // SAFETY: null is nothing.
+        unsafe { malloc.zfree(std::ptr::null_mut()) };
+        assert_eq!(in_use(world, ty), (0, 0));
+    });
+}
+
+/// N1.16: a free of a free block, or of one that looks free, is told from an ordinary one, and harms nothing. N1.79: in use never
+/// falls below nothing.
+#[test]
+fn n1_16_79_a_second_free_is_reported_and_nothing_underflows() {
+    with_malloc(2, |world, malloc| {
+        let ty = new_type("twice");
+        for bytes in [48, 5000, 70_000, 3 << 20] {
+            let block = malloc.malloc(ty, bytes, NoWait, Flags::NONE).unwrap().as_ptr();
+            // A block full of what free items hold is no free item.
+            for pattern in [0u64, 0xdead_beef_dead_beef, 0xdead_c0de_dead_c0de, block as u64] {
+                for at in (0..bytes).step_by(8) {
+                    // SAFETY: a block of the test.
+                    unsafe { block.add(at).cast::<u64>().write(pattern) };
+                }
+            }
+            // SAFETY: a block of the test, and then a deliberate mistake.
+            unsafe {
+                malloc.free(block);
+                assert!(world.machine.take_reports().is_empty());
+                Machine::set_cpu(Some(1));
+                malloc.free(block);
+                malloc.free(block);
+                Machine::set_cpu(Some(0));
+            }
+            let reports = world.machine.take_reports();
+            assert_eq!(reports.len(), 2);
+            assert!(reports.iter().all(|report| report.what == Misuse::DuplicateFree), "{bytes}: {reports:?}");
+            assert_eq!(in_use(world, ty), (0, 0), "{bytes}");
+            world.system.validate().unwrap();
+        }
+    });
+}
+
+/// N1.129, N1.130, N1.133: active allocations are counted in 64 bits, per size.
+#[test]
+fn n1_133_more_than_65536_active_items_are_counted() {
+    with_malloc(2, |world, malloc| {
+        let ty = new_type("many");
+        let blocks: Vec<_> = (0..70_000).map(|_| malloc.malloc(ty, 16, NoWait, Flags::NONE).unwrap()).collect();
+        assert_eq!(in_use(world, ty), (70_000, 70_000 * 16));
+        world.system.publish_zones();
+        assert_eq!(world.zone_in_use(0), 70_000);
+        for block in blocks {
+            // SAFETY: a block of the test.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+        world.system.publish_zones();
+        assert_eq!((in_use(world, ty), world.zone_in_use(0)), ((0, 0), 0));
+    });
+}
+
+/// N1.44, N1.61, F (WITNESS): a request that may sleep where that is not allowed is reported with what is held, also when there
+/// is memory.
+#[test]
+fn n1_44_61_sleeping_requests_in_the_wrong_place_are_reported() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("sleepy");
+        malloc.attach(ty).unwrap();
+        let report = |expected: &'static str| {
+            let reports = world.machine.take_reports();
+            assert_eq!(reports.len(), 1, "{reports:?}");
+            assert_eq!(reports[0].what, Misuse::MaySleep(expected));
+            assert_eq!(reports[0].type_index, Some(ty.id().unwrap().index() as u16));
+        };
+        let block = Machine::interrupt(|| malloc.malloc(ty, 100, WaitOk, Flags::NONE));
+        report("in an interrupt");
+        assert!(Machine::interrupt(|| malloc.malloc(ty, 100, CanFail, Flags::NONE)).is_some());
+        report("in an interrupt");
+        // SAFETY: a block of the test.
+        let grown =
+            Machine::interrupt(|| unsafe { malloc.realloc(ty, block.as_ptr(), 5000, FlagWord(FlagWord::WAITOK)) });
+        assert!(grown.is_some());
+        assert!(world.machine.take_reports().iter().all(|r| r.what == Misuse::MaySleep("in an interrupt")));
+        assert!(Machine::interrupt(|| malloc.malloc(ty, 100, NoWait, Flags::NONE)).is_some());
+        malloc.set_limit(ty, 1 << 20);
+        Machine::interrupt(|| malloc.malloc(ty, 100, WaitOk, Flags::NONE));
+        report("in an interrupt");
+        assert!(malloc.malloc(ty, 100, CanFail, Flags::NONE).is_some());
+        assert!(world.machine.take_reports().is_empty());
+    });
+}
+
+#[test]
+fn flags_that_make_no_sense_are_reported() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("flags");
+        for word in [0, FlagWord::NOWAIT | FlagWord::WAITOK, FlagWord::CANFAIL, FlagWord::NOWAIT | 1 << 20] {
+            assert!(!malloc.malloc_flags(ty, 10, FlagWord(word)).is_null());
+            let reports = world.machine.take_reports();
+            assert_eq!((reports.len(), reports[0].what, reports[0].addr), (1, Misuse::BadRequest, word as usize));
+        }
+    });
+}
+
+/// F: malloc_last_fail.
+#[test]
+fn malloc_last_fail_says_how_many_seconds_ago() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("fail");
+        assert_eq!(malloc.malloc_last_fail(), None);
+        world.machine.advance(Duration::from_secs(5));
+        assert!(malloc.malloc(ty, usize::MAX, NoWait, Flags::NONE).is_none());
+        assert_eq!(malloc.malloc_last_fail(), Some(0));
+        world.machine.advance(Duration::from_millis(12_300));
+        assert_eq!(malloc.malloc_last_fail(), Some(12));
+    });
+}
+
+/// Takes all the memory there is.
+fn exhaust(malloc: &Malloc<'_, Fake>, ty: &'static MallocType) -> Vec<std::ptr::NonNull<u8>> {
+    let mut blocks = Vec::new();
+    for bytes in [200_000, 70_000, 40_000, 5000, 300, 16] {
+        while let Some(block) = malloc.malloc(ty, bytes, NoWait, Flags::NONE) {
+            blocks.push(block);
+        }
+    }
+    blocks
+}
+
+/// N1.17: a request that may wait makes others give memory up before it waits or fails.
+#[test]
+fn n1_17_caches_are_reclaimed_before_a_request_gives_up() {
+    with_malloc(2, |world, malloc| {
+        let ty = new_type("reclaim");
+        world.machine.set_heap_budget(Some(600));
+        let small: Vec<_> = (0..3000).map(|_| malloc.malloc(ty, 256, NoWait, Flags::NONE).unwrap()).collect();
+        let rest = exhaust(malloc, ty);
+        for block in small {
+            // SAFETY: a block of the test.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+        // All of it lies in caches, depots and slabs of another size. Who may not wait goes without.
+        Machine::set_cpu(Some(1));
+        assert!(malloc.malloc(ty, 300_000, NoWait, Flags::NONE).is_none());
+        let block = malloc.malloc(ty, 300_000, WaitOk, Flags::NONE);
+        let record = world.system.type_record(ty.id().unwrap());
+        assert_eq!(record.map_blocks.load(Ordering::Relaxed), 0, "it slept");
+        for block in rest.into_iter().chain([block]) {
+            // SAFETY: a block of the test.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+        assert_eq!(in_use(world, ty), (0, 0));
+    });
+}
+
+/// The reserve is for those who say that they may have it.
+#[test]
+fn the_reserve_is_for_those_who_may_use_it() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("reserve");
+        world.system.set_page_limit(512, 64);
+        let blocks = exhaust(malloc, ty);
+        assert!(world.system.page_counts().out <= 512 - 64);
+        let failures = world.failures(ty.id().unwrap());
+        let mut got = Vec::new();
+        while let Some(block) = malloc.malloc(ty, 2 * PAGE + 40_000, NoWait, Flags::USE_RESERVE) {
+            got.push(block);
+        }
+        assert!(got.len() >= 2, "{} blocks", got.len());
+        assert_eq!(world.failures(ty.id().unwrap()), failures + 1);
+        assert!(world.system.page_counts().out <= 512);
+        assert!(malloc.malloc(ty, 2 * PAGE + 40_000, NoWait, Flags::NONE).is_none());
+        // Larger than everything: no use to wait for it.
+        assert!(malloc.malloc(ty, 513 * PAGE, CanFail, Flags::NONE).is_none());
+        for block in blocks.into_iter().chain(got) {
+            // SAFETY: a block of the test.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+    });
+}
+
+/// F (WITNESS): with a lock held.
+#[test]
+fn f_waitok_with_a_lock_held_is_reported() {
+    let world = World::boot(platform::fake::Config { strict: false, ..config(1, 1) });
+    let malloc = Malloc::new(&world.system);
+    world.machine.run(|| {
+        let ty = new_type("locked");
+        let lock: platform::Lock<platform::fake::FakeLock, ()> = platform::Lock::new(());
+        let guard = lock.lock();
+        malloc.malloc(ty, 100, WaitOk, Flags::NONE);
+        let reports = world.machine.take_reports();
+        assert_eq!((reports.len(), reports[0].what), (1, Misuse::MaySleep("a lock is held")));
+        assert!(malloc.malloc(ty, 100, NoWait, Flags::NONE).is_some());
+        drop(guard);
+        malloc.malloc(ty, 100, WaitOk, Flags::NONE);
+        assert!(world.machine.take_reports().is_empty());
+    });
+}
+
+/// N1.97: memory is taken from the machine in large pieces.
+#[test]
+fn n1_97_memory_is_taken_in_large_pieces() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("pieces");
+        for _ in 0..(64 << 20) / 512 {
+            malloc.malloc(ty, 500, NoWait, Flags::NONE).unwrap();
+        }
+        let calls = world.machine.calls(platform::fake::Call::ExtendHeap);
+        assert!(world.machine.heap_given() >= 64 << 20 && calls <= 32, "{calls} calls");
+    });
+}
+
+#[test]
+fn pages_of_a_kind_are_made_so_and_ordinary_again_at_free() {
+    use platform::PageKind;
+    use platform::fake::Call;
+
+    with_malloc(2, |world, malloc| {
+        let ty = new_type("code");
+        let machine = &world.machine;
+        let word = FlagWord(FlagWord::NOWAIT);
+        for bytes in [10, PAGE, 70_000, 3 << 20] {
+            let code = malloc.malloc_exec(ty, bytes, WaitOk, Flags::ZERO).as_ptr();
+            let quiet = malloc.malloc(ty, bytes, NoWait, Flags::NODUMP).unwrap().as_ptr();
+            for at in (0..bytes).step_by(PAGE) {
+                let (code, quiet) = (code as usize + at, quiet as usize + at);
+                assert_eq!(machine.page_kind(code), PageKind { executable: true, dumped: true });
+                // A hint, for what is smaller than a page.
+                let dumped = bytes < PAGE;
+                assert_eq!(machine.page_kind(quiet), PageKind { executable: false, dumped });
+            }
+            // SAFETY: blocks of the test.
+            unsafe {
+                code.write(0xc3);
+                let moved = malloc.realloc(ty, code, bytes + 5000, word).unwrap().as_ptr();
+                assert_eq!((moved.read(), machine.page_kind(moved as usize).executable), (0xc3, true));
+                assert!(!machine.page_kind(code as usize).executable || moved == code);
+                malloc.free(moved);
+                malloc.zfree(quiet);
+            }
+            assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)), "{bytes}");
+        }
+        // A port that cannot, and a machine that has no memory for the list's record.
+        machine.fail_every(Call::SetPageKind, 1);
+        let failures = world.failures(ty.id().unwrap());
+        assert!(malloc.malloc_exec(ty, 100, NoWait, Flags::NONE).is_none());
+        assert!(malloc.malloc_exec(ty, 100, CanFail, Flags::NONE).is_none());
+        assert_eq!(world.failures(ty.id().unwrap()), failures + 2);
+        machine.heal();
+        assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)));
+        assert_eq!(world.totals(kern::TypeId::MALLOC).in_use(), 0);
+        assert!(machine.take_reports().is_empty());
+    });
+}
