@@ -190,7 +190,7 @@ impl<P: Platform> System<P> {
         let old = info.bytes;
         let new = requested.next_multiple_of(Self::PAGE);
         let pages_of = |bytes: usize| (bytes >> P::PAGE_SHIFT) as u64;
-        if new <= old && new > old / 2 {
+        if new <= old && requested > old / 2 {
             // Small shrinking keeps the run whole: it may grow again, and its size class stays.
             self.credit(info, old, requested, id);
             self.set_word(info.addr, page::run(page::LARGE, old >> P::PAGE_SHIFT, id.tag()));
