@@ -20,6 +20,8 @@ const FOR_TESTS: &[Need] = &[
     need("gcc", "gcc"),
     need("g++", "g++"),
     need("nm", "binutils"),
+    // Its `valgrind` is a script.
+    need("valgrind.bin", "valgrind"),
     need("make", "make"),
     need("bash", "bash"),
     need("perl", "perl"),

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 mod bench;
 mod bench_vmem;
 mod debian;
+mod guards;
 mod history;
 mod layers;
 mod machine;
@@ -25,7 +26,8 @@ const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
   test              everything: tidy, documentation, unit tests with and without debug assertions,
-                    loom, the preload's undefined symbols, and real programs under kernmalloc
+                    loom, the preload's undefined symbols, instructions of the fast paths, and real programs
+                    under kernmalloc
   tidy              format, clippy, layer order, stray files
   bench [--quick]   the benchmarks, beside glibc and the peers; writes docs/benchmarks.md
   bench --small     only the peak memory of small programs; writes docs/benchmarks/small.md
@@ -47,6 +49,8 @@ Usage: cargo xtask COMMAND
   qemu --peers      threads that box, on our allocator and others in the same kernel; writes docs/benchmarks/kernel.md
   kernel            what test does with the kernel: the suite on three machines, the debugger, every fault
   suite             the same list of tests on the fake machine, in a Linux process and in the kernel, side by side
+  guards [--write]  instructions of each fast path, counted by callgrind, against docs/benchmarks/instructions.csv;
+                    with --write, records them there
   soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)
   help              this
 ";
@@ -61,6 +65,10 @@ fn main() -> Result<()> {
         Some("qemu") => qemu::run(rest),
         Some("kernel") => test::run_kernel(),
         Some("suite") => qemu::suite(),
+        Some("guards") => {
+            debian::provide(false);
+            guards::run(rest)
+        }
         Some("soak") => soak::run(rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");

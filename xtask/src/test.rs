@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole of it, in the order in which a mistake is cheapest to find.
 
-use crate::{debian, layers, measure, ports, qemu, shell, symbols, tidy};
+use crate::{debian, guards, layers, measure, ports, qemu, shell, symbols, tidy};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
@@ -127,6 +127,7 @@ pub(crate) fn run() -> Result<()> {
     }
     kernel(&mut tally);
     tally.step("the command, and undefined symbols of its library", symbols::check);
+    tally.step("instructions of the fast paths", guards::check);
     tally.cargo_test(
         "programs under kernmalloc",
         shell::cargo()
