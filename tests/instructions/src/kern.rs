@@ -4,8 +4,10 @@
 use std::alloc::Layout;
 use std::hint::black_box;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use kern::zone::{Fail, How, RawZone, ZoneConfig};
 use kern::{Boot, ObjectLayout, SLOT_STRIDE_BYTES, System, TypeId};
 use platform::{Extent, MisuseReport, Platform, RawLock, SlotTable};
 
@@ -184,6 +186,21 @@ unsafe fn guarded_realloc(block: *mut u8, bytes: usize, id: TypeId, caller: usiz
     unsafe { SYSTEM.realloc(block, bytes, id, caller) }
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn guarded_zalloc(zone: &RawZone<'_, Least>, how: How) -> Result<NonNull<u8>, Fail> {
+    zone.alloc(how)
+}
+
+/// # Safety
+/// 1. `item` is the caller's, of this zone, who uses it no more.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe fn guarded_zfree(zone: &RawZone<'_, Least>, item: *mut u8) {
+    // SAFETY: 1.
+    unsafe { zone.free(item) }
+}
+
 /// Buckets run empty and full: the way to the depot and back, spread over what it serves.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -243,6 +260,28 @@ fn realloc_between<const FROM: usize, const TO: usize>(rounds: u32) {
     unsafe { SYSTEM.free(block, 1) };
 }
 
+/// A zone of plain items, the same for all rounds.
+fn zone() -> &'static RawZone<'static, Least> {
+    static ZONE: OnceLock<RawZone<'static, Least>> = OnceLock::new();
+    ZONE.get_or_init(|| SYSTEM.zcreate(&ZoneConfig::new("counted", 64, 16)).unwrap())
+}
+
+fn zalloc(rounds: u32) {
+    for _ in 0..rounds {
+        let item = guarded_zalloc(zone(), black_box(How::NOWAIT)).unwrap();
+        // SAFETY: 1. just allocated.
+        unsafe { zone().free(item.as_ptr()) };
+    }
+}
+
+fn zfree(rounds: u32) {
+    for _ in 0..rounds {
+        let item = zone().alloc(How::NOWAIT).unwrap();
+        // SAFETY: 1. just allocated.
+        unsafe { guarded_zfree(zone(), item.as_ptr()) };
+    }
+}
+
 fn thousand(rounds: u32) {
     let mut blocks = [std::ptr::null_mut(); 1000];
     for _ in 0..rounds {
@@ -263,6 +302,8 @@ fn main() {
         ("kern: alloc_aligned, 100 B at 64", alloc_aligned),
         ("kern: realloc in place, 100 to 110 B", realloc_between::<100, 110>),
         ("kern: realloc in place, 60 to 64 KB run", realloc_between::<60_000, 64_000>),
+        ("kern: zone alloc, 64 B", zalloc),
+        ("kern: zone free, 64 B", zfree),
         ("kern: 1000 x alloc then 1000 x free, 64 B", thousand),
     ]);
     SYSTEM.validate().expect("a sound heap");
