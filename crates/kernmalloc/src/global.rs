@@ -6,7 +6,7 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 
-use hosted::{Call, Linux, SYSTEM, type_of};
+use hosted::{Call, Linux, SYSTEM, cached_type, type_of};
 use kern::class::{MIN_ALIGN, SLAB_MAX_BYTES};
 use kern::{System, TypeId};
 
@@ -25,11 +25,13 @@ pub struct KernMalloc;
 /// A block of type `id`, aligned as `layout` says.
 #[inline(always)]
 pub(crate) fn alloc_as(layout: Layout, id: TypeId) -> *mut u8 {
-    if layout.align() <= MIN_ALIGN {
-        SYSTEM.alloc(layout.size(), id)
-    } else {
-        SYSTEM.alloc_aligned(layout.size(), layout.align(), id)
-    }
+    if layout.align() <= MIN_ALIGN { SYSTEM.alloc(layout.size(), id) } else { alloc_aligned_as(layout, id) }
+}
+
+/// A function of its own: inlined, its registers would be saved on the way of every block.
+#[inline(never)]
+fn alloc_aligned_as(layout: Layout, id: TypeId) -> *mut u8 {
+    SYSTEM.alloc_aligned(layout.size(), layout.align(), id)
 }
 
 /// The same, zeroed.
@@ -124,6 +126,22 @@ unsafe fn credit(stack: *const usize, frame: usize) -> TypeId {
 #[cfg(target_arch = "x86_64")]
 unsafe extern "C" fn alloc_at(bytes: usize, align: usize, stack: *const usize, frame: usize) -> *mut u8 {
     // SAFETY: 1. `alloc_here` hands on its stack pointer. From a layout.
+    unsafe {
+        match cached_type(*stack) {
+            Some(id) => alloc_as(Layout::from_size_align_unchecked(bytes, align), id),
+            None => alloc_slow(bytes, align, stack, frame),
+        }
+    }
+}
+
+/// The cache does not know the call, or knows it for a wrapper's.
+///
+/// # Safety
+/// 1. As for [`alloc_at`].
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+unsafe fn alloc_slow(bytes: usize, align: usize, stack: *const usize, frame: usize) -> *mut u8 {
+    // SAFETY: 1. From a layout.
     unsafe { alloc_as(Layout::from_size_align_unchecked(bytes, align), credit(stack, frame)) }
 }
 

@@ -97,6 +97,7 @@ impl MallocType {
     }
 
     /// The row, if the type has one yet.
+    #[inline(always)]
     pub(crate) fn known_id(&self) -> Option<TypeId> {
         match self.index.load(Ordering::Relaxed) {
             0 => None,
@@ -111,6 +112,16 @@ impl MallocType {
     #[must_use]
     #[inline]
     pub fn malloc(&'static self, layout: Layout) -> *mut u8 {
+        match self.known_id() {
+            Some(id) => global::alloc_as(layout, id),
+            None => self.malloc_first(layout),
+        }
+    }
+
+    /// The first block: registers the type.
+    #[cold]
+    #[inline(never)]
+    fn malloc_first(&'static self, layout: Layout) -> *mut u8 {
         match self.id() {
             Some(id) => global::alloc_as(layout, id),
             None => core::ptr::null_mut(),
