@@ -67,8 +67,10 @@ fn an_optimised_program_with_link_time_optimisation() {
 /// No loader, no shared library, nothing to preload into.
 #[test]
 fn a_statically_linked_program() {
-    let program =
-        rust_example("callers", "static", &["--release", "--config=build.rustflags='-Ctarget-feature=+crt-static'"]);
+    // With a target of its own, or the flag would be for the compiler's plugins as well.
+    let target = format!("--target={}-unknown-linux-gnu", std::env::consts::ARCH);
+    let flags = "--config=build.rustflags='-Ctarget-feature=+crt-static'";
+    let program = rust_example("callers", "static", &["--release", &target, flags]);
     let file = std::fs::read(&program).unwrap();
     let has_loader = file.windows(15).any(|window| window == b"/lib64/ld-linux");
     assert!(!has_loader, "{} is not static", program.display());

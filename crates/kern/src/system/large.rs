@@ -26,12 +26,32 @@ impl<P: Platform> System<P> {
 
     /// A run of a run class, from the slot's cache if it has one.
     pub(super) fn alloc_run(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
-        let bytes = class_bytes(class);
         let slot = P::enter() as *mut Slot;
         if slot.is_null() {
-            return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
+            return self.alloc_run_enter(class, requested, id);
         }
-        // SAFETY: we hold the slot. A cache that has items is in a slot that has its lines.
+        // SAFETY: 1. just taken.
+        unsafe { self.alloc_run_in(slot, class, requested, id) }
+    }
+
+    /// The platform has no slot for us at once: the same by the long way.
+    #[cold]
+    #[inline(never)]
+    fn alloc_run_enter(&self, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        let slot = self.enter();
+        if slot.is_null() {
+            return self.alloc_pages_sized(class_bytes(class), requested, Self::PAGE, id);
+        }
+        // SAFETY: 1. just taken.
+        unsafe { self.alloc_run_in(slot, class, requested, id) }
+    }
+
+    /// # Safety
+    /// 1. The caller holds `slot`, which is left.
+    #[inline(always)]
+    unsafe fn alloc_run_in(&self, slot: *mut Slot, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        let bytes = class_bytes(class);
+        // SAFETY: 1. A cache that has items is in a slot that has its lines.
         unsafe {
             let cache = (*slot).cache(class);
             let Some(CacheEntry { item: addr, .. }) = cache.pop() else {
