@@ -91,7 +91,7 @@ pub fn cached_type(ret: usize) -> Option<TypeId> {
 pub fn type_of(call: Call) -> TypeId {
     match cached_type(call.ret) {
         Some(id) => id,
-        None => type_of_slow(call),
+        None => type_of_slow::<false>(call),
     }
 }
 
@@ -105,9 +105,17 @@ fn cached(ret: usize) -> Option<u16> {
         .map(|word| word as u16)
 }
 
-/// What the cache does not say at once. (`inline`, so that it is compiled for speed, as its callers are.)
-#[inline]
-fn type_of_slow(mut call: Call) -> TypeId {
+/// What the cache does not say at once. (Generic in nothing, so that it is compiled where it is called, for speed as its callers are;
+/// not inlined, or they would save registers for it.)
+#[inline(never)]
+fn type_of_slow<const NOTHING: bool>(call: Call) -> TypeId {
+    type_of_uncached(call)
+}
+
+/// The type to credit for a call that [`cached_type`] does not know.
+#[inline(always)]
+#[must_use]
+pub fn type_of_uncached(mut call: Call) -> TypeId {
     for _ in 0..MOST_FRAMES {
         let id = match cached(call.ret) {
             Some(id) => id,

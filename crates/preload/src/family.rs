@@ -96,7 +96,7 @@ pub unsafe extern "C" fn malloc_at(bytes: usize, stack: Stack, frame: usize) -> 
 #[inline(never)]
 unsafe fn malloc_slow(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     // SAFETY: 1.
-    SYSTEM.alloc(bytes, unsafe { stack.credit(frame) })
+    SYSTEM.alloc(bytes, hosted::type_of_uncached(unsafe { stack.call(frame) }))
 }
 
 /// calloc(3), with the place of the call.
