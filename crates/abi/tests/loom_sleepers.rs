@@ -101,7 +101,7 @@ struct Type {
 
 impl Type {
     fn in_use(&self) -> u64 {
-        TypeTotals::read(self.rows.iter().map(|row| LineView::new(&row.slot, &row.line, 0))).bytes_in_use()
+        TypeTotals::read(|| self.rows.iter().map(|row| LineView::new(&row.slot, &row.line, 0))).bytes_in_use()
     }
 
     /// `Stats::fold`: inside the section of the row's slot.
