@@ -209,7 +209,7 @@ impl<P: Platform> System<P> {
         let counts = pages.counts();
         let keep = self.stats().header().control.dirty_keep_pages.load(Ordering::Relaxed).max(counts.out / 8);
         // In portions: a purge walks the arena's free list.
-        if counts.free_dirty <= keep + keep / 2 {
+        if counts.free_dirty <= 2 * keep {
             return;
         }
         let now = P::now_ns();
