@@ -189,8 +189,8 @@ pub const TABLE: &[Entry] = &[
         Kind::Pages,
         Access::Run,
         control(offset_of!(Control, dirty_keep_pages), 0, 1 << 40),
-        "Free pages that stay with the heap however little is in use. Those beyond, and beyond an eighth of what is in use, go back to the \
-         system at once, or by halves every 50 ms where the program has wanted much of them again lately.",
+        "Free pages that stay with the heap however little is in use. When there are twice as many, and more than a quarter of what is in \
+         use, half of them go back to the system: at once, or every 50 ms where the program has wanted much of them again lately.",
     ),
     entry(
         "vm.kmem_free_clean",
