@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hosted", &["kern", "platform"]),
     ("preload", &["hosted"]),
     ("kernmalloc", &["hosted", "kern", "vmem"]),
+    ("capi", &["hosted", "kern", "vmem"]),
     // The reader's side never links the allocator.
     ("memstat", &["abi"]),
     ("cli", &["memstat"]),

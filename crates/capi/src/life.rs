@@ -1,0 +1,60 @@
+//! From the loader's call of our constructor to the end of the process.
+
+use core::ffi::{c_int, c_void};
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+unsafe extern "C" {
+    fn abort() -> !;
+    fn __cxa_atexit(call: extern "C" fn(*mut c_void), arg: *mut c_void, object: *mut c_void) -> c_int;
+}
+
+/// Is the process on its way out? Then types that go are no module's that is unloaded.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+/// Standard error, past any stdio.
+pub(crate) struct Stderr;
+
+impl core::fmt::Write for Stderr {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        hosted::write_stderr(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Last words on standard error, then SIGABRT.
+#[cold]
+pub(crate) fn die(text: core::fmt::Arguments<'_>) -> ! {
+    let _ = writeln!(Stderr, "{text}");
+    // SAFETY: never returns.
+    unsafe { abort() }
+}
+
+pub(crate) fn is_exiting() -> bool {
+    EXITING.load(Ordering::Relaxed)
+}
+
+extern "C" fn exiting(_arg: *mut c_void) {
+    EXITING.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn constructor() {
+    // exit(3) runs these handlers before the destructors of any object; dlclose(3) runs destructors only. That tells a module that
+    // goes from a process that does.
+    // SAFETY: the library is never unloaded (`-z nodelete`).
+    unsafe { __cxa_atexit(exiting, core::ptr::null_mut(), core::ptr::null_mut()) };
+    // Where it fails, the first request tries again, and fails as that kind of request does.
+    hosted::boot();
+}
+
+extern "C" fn destructor() {
+    hosted::finish();
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static DESTRUCTOR: extern "C" fn() = destructor;
