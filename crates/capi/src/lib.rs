@@ -22,6 +22,7 @@
 pub mod kmem;
 pub mod life;
 pub mod malloc;
+pub mod pool;
 
 pub mod types;
 pub mod vmem9;
