@@ -147,6 +147,7 @@ pub static kernmalloc_M_TEMP: [CType; 1] = CType::built_in(c"temp", c"misc tempo
 /// 1. `ty` is a type, and stays one until [`kernmalloc_type_unload`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kernmalloc_type_load(ty: *mut CType) {
+    life::watch_exit();
     // SAFETY: 1.
     if let Some(ty) = unsafe { CType::get(ty) }
         && ty.id().is_none()

@@ -261,7 +261,10 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import(
     unsafe {
         let Some(arena) = (*vm).arena.take() else { return };
         if !import_quantum.is_power_of_two() || import_quantum < arena.quantum() {
-            die(format_args!("panic: vmem_set_import: {import_quantum} is no power of two of quanta of {}", arena.quantum()));
+            die(format_args!(
+                "panic: vmem_set_import: {import_quantum} is no power of two of quanta of {}",
+                arena.quantum()
+            ));
         }
         (*vm).source = Some(CSource { import, release, arg });
         let source: &'static CSource = (*(&raw const (*vm).source)).as_ref().unwrap_unchecked();

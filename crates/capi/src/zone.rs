@@ -250,7 +250,11 @@ pub unsafe extern "C" fn kernmalloc_uma_zcreate(
     // SAFETY: 1.
     let name = unsafe { text_of(name) };
     let Some(zone_flags) = flags_of(flags) else {
-        refuse("uma_zcreate", name, &format_args!("flags {flags:#x}: a process has no UMA_ZONE_CONTIG nor unknown ones"));
+        refuse(
+            "uma_zcreate",
+            name,
+            &format_args!("flags {flags:#x}: a process has no UMA_ZONE_CONTIG nor unknown ones"),
+        );
         return null_mut();
     };
     UmaZone::new(ctor, dtor, init, fini).create(name, |record| {

@@ -27,7 +27,7 @@ main(int argc, char **argv)
 	} else if (strcmp(bug, "flags") == 0) {
 		(void)!malloc(100, M_TEMP, M_ZERO);
 	} else if (strcmp(bug, "never") == 0) {
-		(void)!malloc((size_t)1 << 62, M_TEMP, M_WAITOK);
+		(void)!malloc((size_t)-1, M_TEMP, M_WAITOK);
 	} else if (strcmp(bug, "range") == 0) {
 		ids = vmem_create("ids", 1, 10, 1, 0, M_WAITOK);
 		(void)vmem_alloc(ids, 2, M_WAITOK | M_FIRSTFIT, &id);
