@@ -87,7 +87,7 @@ void pool_init(struct pool *, size_t, unsigned int, unsigned int, int, const cha
 #define pool_sethiwat(pp, n)			pool_cache_sethiwat((pp)->pr_cache, (n))
 #define pool_sethardlimit(pp, n, message, cap)	pool_cache_sethardlimit((pp)->pr_cache, (n), (message), (cap))
 #define pool_set_drain_hook(pp, hook, arg)	pool_cache_set_drain_hook((pp)->pr_cache, (hook), (arg))
-#define pool_reclaim(pp)			((int)pool_cache_reclaim((pp)->pr_cache))
+#define pool_reclaim(pp)			pool_cache_reclaim((pp)->pr_cache)
 
 #ifdef __cplusplus
 }

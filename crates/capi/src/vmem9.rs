@@ -267,7 +267,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import(
             ));
         }
         (*vm).source = Some(CSource { import, release, arg });
-        let source: &'static CSource = (*(&raw const (*vm).source)).as_ref().unwrap_unchecked();
+        let source: &'static CSource = (*vm).source.as_ref().unwrap_unchecked();
         (*vm).arena = Some(arena.with_import(source, import_quantum));
     }
 }

@@ -81,6 +81,13 @@ fn a_driver_attaches_works_and_detaches() {
 }
 
 #[test]
+fn a_client_of_pools_and_pool_caches() {
+    let out = run(&mut Command::new(program("pool_client")));
+    assert_eq!(text(&out.stdout), "pools destroyed\n");
+    assert!(text(&out.stderr).contains("kernmalloc: [zone: small] the pool is small\n"), "{}", text(&out.stderr));
+}
+
+#[test]
 fn the_static_library_does_the_same() {
     let archive = prefix().join("lib/libkernmalloc-c.a");
     let driver = cc("driver", "driver-static", &[archive.to_str().expect("a name of ours")]);
