@@ -223,6 +223,13 @@ fn n1_146_huge_sizes_fail() {
     });
 }
 
+/// Larger than the address space of the heap: it would sleep for ever.
+#[test]
+#[should_panic(expected = "can never be had")]
+fn a_request_larger_than_the_heap_can_grow_does_not_sleep() {
+    with_malloc(1, |_, malloc| malloc.malloc(new_type("vast"), 1 << 47, WaitOk, Flags::NONE));
+}
+
 #[test]
 #[should_panic(expected = "can never be had")]
 fn a_request_that_cannot_fail_and_can_never_be_met_is_a_panic() {

@@ -209,7 +209,12 @@ impl<P: Platform> Malloc<'_, P> {
     /// No memory coming back would help: larger than everything.
     fn can_never_be_met(&self, request: &Request) -> bool {
         let pages = (request.bytes >> P::PAGE_SHIFT) as u64;
-        request.bytes > MAX_REQUEST_BYTES || request.align > MAX_REQUEST_BYTES || pages > self.system.page_limit()
+        // What the port says that the heap may grow to; 0 where it says nothing.
+        let heap_max = self.system.header().heap_max_bytes;
+        request.bytes > MAX_REQUEST_BYTES
+            || request.align > MAX_REQUEST_BYTES
+            || pages > self.system.page_limit()
+            || heap_max != 0 && request.bytes as u64 > heap_max
     }
 
     fn give_up(&self, request: &Request) -> Option<NonNull<u8>> {

@@ -18,6 +18,9 @@ use platform::fake::{Config, Fake, Machine, PAGE};
 
 use model::Served;
 
+/// What the port of the tests says that its heap may grow to.
+pub(crate) const HEAP_MAX_BYTES: u64 = 1 << 46;
+
 /// Types beside the built-in ones.
 pub(crate) const TYPES: usize = 4;
 /// Types that tests may register themselves.
@@ -43,6 +46,7 @@ impl Object {
         dimensions.write_sections(header);
         header.cache_slot_stride = SLOT_STRIDE_BYTES as u64;
         header.cache_zone_stride = size_of::<CpuCache>() as u64;
+        header.heap_max_bytes = HEAP_MAX_BYTES;
         Self { block, layout, base }
     }
 }
