@@ -43,6 +43,7 @@ impl Slot {
     ///
     /// # Safety
     /// 1. The place is a class's.
+    /// 2. The caller holds the slot for as long as it uses the cache.
     #[inline(always)]
     pub(crate) unsafe fn cache_at<'a>(&mut self, place: Place) -> &'a mut CpuCache {
         const { assert!(size_of::<CpuCache>() == Place::STEP) };

@@ -183,14 +183,14 @@ fn a_new_slot_wakes_sleepers_as_well() {
     std::thread::scope(|scope| {
         let sleeper =
             scope.spawn(|| world.machine.run(|| malloc.malloc(ty, 1000, WaitOk, Flags::NONE).as_ptr() as usize));
-        until("the sleeper", || asleep(&world, ty) == 1);
+        until("the sleeper", || world.machine.sleeps() == 1);
         world.machine.run_on(62, || {
             // Admitted by nobody: as a request that was admitted before the sleeper came, and is served only now.
             assert!(!world.system.alloc(1500, ty.id().unwrap()).is_null());
         });
         world.machine.run(|| free(&malloc, second));
-        // Time for the sleeper to look, and to find too much in use.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        // The sleeper has looked, and found too much in use.
+        until("the sleeper's second sleep", || world.machine.sleeps() == 2);
         assert!(!sleeper.is_finished());
         world.machine.run_on(62, || free(&malloc, first));
         sleeper.join().unwrap();
@@ -342,8 +342,7 @@ fn no_cache_gets_room_while_somebody_sleeps() {
     std::thread::scope(|scope| {
         let sleeper =
             scope.spawn(|| world.machine.run_on(1, || malloc.malloc(ty, 2000, WaitOk, Flags::NONE).as_ptr() as usize));
-        until("the sleeper", || short_of_memory(&world, ty) == 1);
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        until("the sleeper", || world.machine.sleeps() == 1);
         world.machine.run(|| {
             let mut blocks = blocks;
             free(&malloc, blocks.pop().unwrap());

@@ -196,6 +196,8 @@ struct Inner {
     slots: OnceLock<SlotTable>,
     scripts: [Script; Call::COUNT],
     now_ns: AtomicU64,
+    /// How often a thread fell asleep in [`Platform::wait`].
+    sleeps: AtomicU64,
     /// A thread has broken the contract; who waits need not wait on.
     broken: AtomicBool,
 }
@@ -330,6 +332,7 @@ impl Machine {
             slots: OnceLock::new(),
             scripts: Default::default(),
             now_ns: AtomicU64::new(1),
+            sleeps: AtomicU64::new(0),
             broken: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
@@ -452,6 +455,13 @@ impl Machine {
     #[must_use]
     pub fn calls(&self, call: Call) -> u64 {
         self.inner.scripts[call as usize].made.load(Ordering::Relaxed)
+    }
+
+    /// How often a thread fell asleep in [`Platform::wait`], rather than return at once: what a test waits for that wants somebody
+    /// to have looked in vain.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        self.inner.sleeps.load(Ordering::Acquire)
     }
 
     /// How often a call failed, because the script said so or for want of pages.
@@ -791,6 +801,9 @@ unsafe impl Platform for Fake {
         }
         let deadline = Instant::now() + PATIENCE;
         let mut asleep = SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner);
+        if word.load(Ordering::SeqCst) == seen {
+            machine.sleeps.fetch_add(1, Ordering::Release);
+        }
         while word.load(Ordering::SeqCst) == seen {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
