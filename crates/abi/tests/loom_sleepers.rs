@@ -5,12 +5,15 @@
 //! Preemption bound 3. Each step on which the argument rests is left out once, and must then be missed.
 #![cfg(loom)]
 
-use abi::{FreeSize, LineView, Ordering, PEAK_ARMED, Row, SlotLine, TypeLine, TypeTotals};
+mod rows;
+
+use abi::{FreeSize, Ordering, PEAK_ARMED, TypeTotals};
 use kernmalloc_abi as abi;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU32;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
+use rows::OneType;
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -77,21 +80,6 @@ enum Limit {
     LooksEarly,
 }
 
-/// A slot's row of one type.
-#[derive(Default)]
-#[repr(C)]
-struct OneType {
-    slot: SlotLine,
-    line: TypeLine,
-}
-
-impl OneType {
-    fn row(&self) -> Row<'_> {
-        // SAFETY: 1. the first of a slot line and a line.
-        unsafe { Row::new((&raw const *self).cast()) }
-    }
-}
-
 struct Type {
     sections: [Section; 2],
     rows: [OneType; 2],
@@ -101,7 +89,7 @@ struct Type {
 
 impl Type {
     fn in_use(&self) -> u64 {
-        TypeTotals::read(|| self.rows.iter().map(|row| LineView::new(&row.slot, &row.line, 0))).bytes_in_use()
+        TypeTotals::read(|| self.rows.iter().map(OneType::view)).bytes_in_use()
     }
 
     /// `Stats::fold`: inside the section of the row's slot.

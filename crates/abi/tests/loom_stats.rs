@@ -3,12 +3,15 @@
 //! Preemption bound 3. Each property has a broken twin that must fail, so that the model is known to see the difference.
 #![cfg(loom)]
 
-use abi::{AtomicU64, FreeSize, LineView, Ordering, Row, SlotLine, TypeLine, TypeTotals};
+mod rows;
+
+use abi::{AtomicU64, FreeSize, Ordering, SlotLine, TypeTotals};
 use kernmalloc_abi as abi;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
+use rows::OneType;
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -19,25 +22,6 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
 fn assert_sane(sum: &TypeTotals) {
     assert!(sum.in_use() as i64 >= 0, "more blocks freed than allocated");
     assert!(sum.bytes_in_use() as i64 >= 0, "more bytes freed than allocated");
-}
-
-/// A slot's row of one type.
-#[derive(Default)]
-#[repr(C)]
-struct OneType {
-    slot: SlotLine,
-    line: TypeLine,
-}
-
-impl OneType {
-    fn row(&self) -> Row<'_> {
-        // SAFETY: 1. the first of a slot line and a line.
-        unsafe { Row::new((&raw const *self).cast()) }
-    }
-
-    fn view(&self) -> LineView<'_> {
-        LineView::new(&self.slot, &self.line, 0)
-    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
