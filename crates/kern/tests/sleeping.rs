@@ -375,11 +375,9 @@ fn a_queue_for_each_size() {
                     served.lock().unwrap().push(n);
                 });
             });
-            until("the sleeper", || short_of_memory(world, ty) == n as u64 + 1);
-            // In the queue, which the count comes before: a sleeper empties the caches next, and that takes a moment.
-            for _ in 0..1000 {
-                std::thread::yield_now();
-            }
+            // Asleep, and so in the queue: it is counted before, and empties the caches between.
+            until("the sleeper", || world.machine.sleeps() > n as u64);
+            assert_eq!(short_of_memory(world, ty), n as u64 + 1);
         }
         let mut expected = Vec::new();
         for n in 1..4 {
@@ -390,9 +388,10 @@ fn a_queue_for_each_size() {
             seen.sort_unstable();
             assert_eq!(seen, expected);
         }
-        while served.lock().unwrap().len() < 4 {
-            world.machine.run(|| free(&malloc, blocks.remove(0)));
+        for block in blocks {
+            world.machine.run(|| free(&malloc, block));
         }
+        until("the large one", || served.lock().unwrap().len() == 4);
     });
 }
 
