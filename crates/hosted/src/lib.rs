@@ -31,7 +31,7 @@ mod wrappers;
 pub use lock::FutexLock;
 pub use port::{Linux, SYSTEM, boot, finish};
 pub use sites::{
-    Call, cached_type, library_closed, library_closing, register_once, same_module, type_of, type_of_uncached,
+    CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, register_once, same_module, type_of,
 };
 pub use tunables::{attribution, is_secure, misuse_goes_on};
 

@@ -17,10 +17,12 @@ use crate::port::SYSTEM;
 use crate::{sys, tunables};
 
 const CACHE_BITS: u32 = 11;
-/// Pairs of neighbours are the two ways.
-static CACHE: [AtomicU64; 1 << CACHE_BITS] = [const { AtomicU64::new(0) }; 1 << CACHE_BITS];
+/// Pairs of neighbours are the two ways. Public for entry points in assembler, which look as [`cached_type`] does.
+pub static CACHE: [AtomicU64; 1 << CACHE_BITS] = [const { AtomicU64::new(0) }; 1 << CACHE_BITS];
 
 const RULE: u16 = 0x8000;
+/// The greatest id that is a type's.
+pub const LAST_TYPE: u16 = RULE - 1;
 /// Call sites inside wrappers that are looked through.
 const MOST_RULES: usize = 4096;
 /// Wrappers within wrappers. (A vector of an unoptimised Rust program asks through ten functions of its library.)
@@ -69,10 +71,12 @@ const fn slot_of(address: usize, bits: u32) -> usize {
     ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as usize
 }
 
-/// Where the cache keeps an address: its low bits, which differ most.
+/// Where [`CACHE`] keeps an address: these low bits, which differ most.
+pub const WAY_MASK: usize = (1 << CACHE_BITS) - 1;
+
 #[inline(always)]
 const fn way_of(ret: usize) -> usize {
-    ret & ((1 << CACHE_BITS) - 1)
+    ret & WAY_MASK
 }
 
 /// The type to credit for a call that returns to `ret`, when the cache knows it and it is no wrapper's.
@@ -112,10 +116,8 @@ fn type_of_slow<const NOTHING: bool>(call: Call) -> TypeId {
     type_of_uncached(call)
 }
 
-/// The type to credit for a call that [`cached_type`] does not know.
 #[inline(always)]
-#[must_use]
-pub fn type_of_uncached(mut call: Call) -> TypeId {
+fn type_of_uncached(mut call: Call) -> TypeId {
     for _ in 0..MOST_FRAMES {
         let id = match cached(call.ret) {
             Some(id) => id,

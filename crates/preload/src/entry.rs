@@ -24,6 +24,45 @@ macro_rules! with_call {
     )*};
 }
 
+/// A name whose function behind it gets the type of the call, in the argument register `$id` that follows its own, when the cache
+/// knows it ([`hosted::CACHE`]; in assembler, so the fast path has no frame, and no register to spare for one). When not,
+/// a second function gets the call's place, as with [`with_call`].
+macro_rules! with_type {
+    ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) -> $ret:ty =>
+        $known:path, $id:literal, $low:literal; $unknown:path, $stack:literal, $frame:literal;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// 1. As the standard says of the function: memory given back is the caller's, and memory named is writable.
+        #[cfg_attr(panic = "abort", unsafe(no_mangle))]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::naked_asm!(
+                concat!("mov ", $id, ", qword ptr [rsp]"),
+                concat!("mov eax, ", $low),
+                "and eax, {mask}",
+                "lea r10, [rip + {cache}]",
+                concat!("shl ", $id, ", 16"),
+                // The address cancels; what is left is the id.
+                concat!("xor ", $id, ", qword ptr [r10 + 8 * rax]"),
+                concat!("cmp ", $id, ", {last}"),
+                "jbe {known}",
+                concat!("mov ", $stack, ", rsp"),
+                concat!("mov ", $frame, ", rbp"),
+                "jmp {unknown}",
+                mask = const hosted::WAY_MASK,
+                cache = sym hosted::CACHE,
+                last = const hosted::LAST_TYPE,
+                known = sym $known,
+                unknown = sym $unknown,
+            );
+            #[cfg(target_arch = "aarch64")]
+            core::arch::naked_asm!("b {unknown}", unknown = sym $unknown);
+        }
+    )*};
+}
+
 /// A name whose function behind it gets the return address as one further argument.
 macro_rules! with_return {
     ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) => $to:path, $ret:literal;)*) => {$(
@@ -90,4 +129,4 @@ macro_rules! with_retry {
     )*};
 }
 
-pub(crate) use {with_call, with_retry, with_return};
+pub(crate) use {with_call, with_retry, with_return, with_type};

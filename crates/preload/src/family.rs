@@ -5,7 +5,7 @@ use core::ptr::null_mut;
 use hosted::{Call, SYSTEM, type_of};
 use kern::{MAX_REQUEST_BYTES, TypeId};
 
-use crate::entry::{with_call, with_return};
+use crate::entry::{with_call, with_return, with_type};
 
 const PAGE_BYTES: usize = 4096;
 const ENOMEM: i32 = 12;
@@ -43,11 +43,14 @@ impl Stack {
     }
 }
 
-with_call! {
+with_type! {
     /// malloc(3).
-    malloc(bytes: usize) -> *mut u8 => malloc_at, "rsi", "rdx";
+    malloc(bytes: usize) -> *mut u8 => malloc_of, "rsi", "esi"; malloc_at, "rsi", "rdx";
     /// calloc(3).
-    calloc(count: usize, bytes: usize) -> *mut u8 => calloc_at, "rdx", "rcx";
+    calloc(count: usize, bytes: usize) -> *mut u8 => calloc_of, "rdx", "edx"; calloc_at, "rdx", "rcx";
+}
+
+with_call! {
     /// realloc(3).
     realloc(block: *mut u8, bytes: usize) -> *mut u8 => realloc_at, "rdx", "rcx";
     /// reallocarray(3).
@@ -75,41 +78,35 @@ with_return! {
     free_aligned_sized(block: *mut u8, align: usize, bytes: usize) => free_aligned_sized_at, "rcx";
 }
 
-/// malloc(3), with the place of the call.
+/// malloc(3) for a type.
+unsafe extern "C" fn malloc_of(bytes: usize, id: TypeId) -> *mut u8 {
+    SYSTEM.alloc(bytes, id)
+}
+
+/// malloc(3), with the place of a call that the cache does not know, or knows for a wrapper's.
 ///
 /// # Safety
 /// 1. `stack` was handed on by an exported name.
-#[inline(never)]
 pub unsafe extern "C" fn malloc_at(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
-    // SAFETY: 1.: the return address is on the stack.
-    match hosted::cached_type(unsafe { *stack.0 }) {
-        Some(id) => SYSTEM.alloc(bytes, id),
-        // SAFETY: 1.
-        None => unsafe { malloc_slow(bytes, stack, frame) },
+    // SAFETY: 1.
+    SYSTEM.alloc(bytes, unsafe { stack.credit(frame) })
+}
+
+/// calloc(3) for a type.
+unsafe extern "C" fn calloc_of(count: usize, bytes: usize, id: TypeId) -> *mut u8 {
+    match count.checked_mul(bytes) {
+        Some(total) => SYSTEM.alloc_zeroed(total, id),
+        None => SYSTEM.alloc(usize::MAX, id),
     }
 }
 
-/// The cache does not know the call, or knows it for a wrapper's.
-///
-/// # Safety
-/// 1. As for [`malloc_at`].
-#[inline(never)]
-unsafe fn malloc_slow(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
-    // SAFETY: 1.
-    SYSTEM.alloc(bytes, hosted::type_of_uncached(unsafe { stack.call(frame) }))
-}
-
-/// calloc(3), with the place of the call.
+/// calloc(3), with the place of a call as in [`malloc_at`].
 ///
 /// # Safety
 /// 1. As for [`malloc_at`].
 pub unsafe extern "C" fn calloc_at(count: usize, bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     // SAFETY: 1.
-    let id = unsafe { stack.credit(frame) };
-    match count.checked_mul(bytes) {
-        Some(total) => SYSTEM.alloc_zeroed(total, id),
-        None => SYSTEM.alloc(usize::MAX, id),
-    }
+    unsafe { calloc_of(count, bytes, stack.credit(frame)) }
 }
 
 /// free(3), with the caller.
