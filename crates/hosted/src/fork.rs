@@ -65,6 +65,7 @@ extern "C" fn child() {
         SYSTEM.thaw();
         sites::thaw();
     }
+    section::lease();
 }
 
 /// Makes the child of a fork without handlers a program of its own. What other threads of the parent held stays held; a
@@ -74,4 +75,5 @@ pub(crate) fn adopt() {
     if let Some(copy) = object::copy() {
         copy.restore();
     }
+    section::lease();
 }

@@ -15,10 +15,16 @@
 //! Without rseq (old glibc, seccomp) a thread's slot follows from its control block's address and is taken by
 //! compare-and-swap.
 //!
+//! A program's first thread has the first slot *on lease*: it takes it by setting a flag of its own beside the lock word, half the
+//! instructions of a sequence, and no other thread takes that slot. Whoever wants it first ends the lease, for good: it
+//! strikes the owner out, calls membarrier, and has the slot once the flag is clear. The owner looks after it has set the flag
+//! whether it still is the owner (Dekker's exclusion, with the barrier on one side only; the model is `abi`'s `loom_lease.rs`). Threads are told
+//! apart by their pointers, so nothing is to be done when one ends. A signal handler finds the flag set and takes another slot.
+//!
 //! [`HOT`] reads as zero in the child of a fork that ran no handlers: then no slot can be had, and
 //! [`crate::fork`] adopts the child.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 
 use platform::SlotTable;
 
@@ -34,6 +40,10 @@ pub(crate) struct Hot {
     /// A load is held up by an earlier store to another page at the same offset; slots begin with their lock word, so
     /// what is read before every section stays clear of the first offsets of a page.
     clear: [u8; 2112],
+    /// Thread pointer of the thread that has the leased slot, 0 when the lease was ended.
+    owner: AtomicUsize,
+    /// The slot on lease, which no sequence takes; 0 when there is none.
+    leased: AtomicUsize,
     /// CPU identities, 0 while no sequence may run.
     limit: AtomicU32,
     /// 1 with rseq, 2 with thread slots, 0 before boot (and in a child that was not adopted yet).
@@ -43,18 +53,20 @@ pub(crate) struct Hot {
     /// From the thread pointer to the CPU identity.
     id: AtomicUsize,
     base: AtomicUsize,
-    rest: [u8; 4096 - 2112 - 32],
+    rest: [u8; 4096 - 2112 - 48],
 }
 
 /// See [`Hot`]. Zero at start, hence in anonymous memory.
 pub(crate) static HOT: Hot = Hot {
     clear: [0; 2112],
+    owner: AtomicUsize::new(0),
+    leased: AtomicUsize::new(0),
     limit: AtomicU32::new(0),
     mode: AtomicU32::new(0),
     area: AtomicUsize::new(0),
     id: AtomicUsize::new(0),
     base: AtomicUsize::new(0),
-    rest: [0; 4096 - 2112 - 32],
+    rest: [0; 4096 - 2112 - 48],
 };
 
 /// What [`HOT`] is set from, also again in an adopted child.
@@ -80,6 +92,22 @@ static SETUP: Setup = Setup {
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
+
+/// A slot's first words.
+#[repr(C)]
+struct Head {
+    /// Who holds the slot: [`FREE`], [`HELD`], or a claimant's word.
+    lock: AtomicU32,
+    /// 1 while its owner holds a slot on lease.
+    flag: AtomicU32,
+}
+
+/// # Safety
+/// 1. `slot` is one of the bound table.
+unsafe fn head<'a>(slot: usize) -> &'a Head {
+    // SAFETY: 1.: the first 64 bits are the platform's.
+    unsafe { &*(slot as *const Head) }
+}
 
 /// The word of a claimant: each has its own, or two that claim at once could not tell whose claim survived.
 fn claim_word() -> u32 {
@@ -141,7 +169,70 @@ pub(crate) fn bind(table: SlotTable) {
     SETUP.ids.store(table.ids, Ordering::Relaxed);
     SETUP.rows.store(table.rows, Ordering::Relaxed);
     sys::wipe_on_fork(&raw const HOT as usize, size_of::<Hot>());
+    lease();
     arm();
+}
+
+/// Gives the first slot to the calling thread, if nobody has it. Only when no other thread can enter.
+pub(crate) fn lease() {
+    let slot = SETUP.base.load(Ordering::Relaxed);
+    #[cfg(target_arch = "x86_64")]
+    if SETUP.mode.load(Ordering::Relaxed) == 1 {
+        // SAFETY: 1. the first of the table.
+        let head = unsafe { head(slot) };
+        if head.lock.load(Ordering::Relaxed) == FREE && head.flag.load(Ordering::Relaxed) == FREE {
+            HOT.leased.store(slot, Ordering::Relaxed);
+            HOT.owner.store(thread_pointer(), Ordering::Release);
+        }
+    }
+    let _ = slot;
+}
+
+/// How far the end of a lease has come.
+#[derive(PartialEq, Eq)]
+enum Ended {
+    /// The slot is as any other.
+    Yes,
+    /// Its owner holds it for a moment yet.
+    NotYet,
+    /// The kernel refuses the barrier.
+    Refused,
+}
+
+/// Ends the lease for good, for a thread that is not its owner.
+fn end_lease(slot: usize) -> Ended {
+    HOT.owner.store(0, Ordering::SeqCst);
+    // After it the owner has either set its flag, which we see, or will find that it is none any more.
+    if !sys::membarrier_rseq() {
+        return Ended::Refused;
+    }
+    // SAFETY: 1. what is on lease is a slot of the table.
+    if unsafe { head(slot) }.flag.load(Ordering::Acquire) != FREE {
+        return Ended::NotYet;
+    }
+    HOT.leased.store(0, Ordering::Release);
+    Ended::Yes
+}
+
+/// The leased slot for its owner, by the flag, outside of the fast path. `None` when the caller is not the owner, or holds it already.
+fn enter_lease() -> Option<usize> {
+    let owner = thread_pointer();
+    let slot = HOT.leased.load(Ordering::Relaxed);
+    if slot == 0 || HOT.owner.load(Ordering::Relaxed) != owner {
+        return None;
+    }
+    // SAFETY: 1. what is on lease is a slot of the table.
+    let flag = unsafe { &head(slot).flag };
+    if flag.load(Ordering::Relaxed) != FREE {
+        return None;
+    }
+    flag.store(HELD, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    if HOT.owner.load(Ordering::SeqCst) != owner {
+        flag.store(FREE, Ordering::Release);
+        return None;
+    }
+    Some(slot)
 }
 
 /// Sets [`HOT`], at boot and in a fork child.
@@ -163,18 +254,21 @@ pub(crate) fn is_orphan() -> bool {
 }
 
 /// One attempt at a slot of the running CPU, in the row whose start is in `$base`, an operand of the assembler's with what it
-/// stands for: its address, or 0.
+/// stands for: its address, or 0. Before `$section` stands what is tried first, which goes on at 3 with the slot; or to 6.
 ///
 /// Safety: `$base` holds the start of a row of the bound table, or `HOT.limit` is 0.
 #[cfg(target_arch = "x86_64")]
 macro_rules! attempt {
-    ($base:literal $(, $name:ident = $operand:expr)?) => {{
+    ([$($first:literal),*], $base:literal $(, $name:ident = $operand:expr)?) => {{
         let slot: usize;
-        // Between 2 and 3 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on any
+        // Between 2 and 8 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on any
         // event). The number is below the limit, so the address is a slot of the row.
         core::arch::asm!(
             ".pushsection __rseq_cs, \"aw\"", ".balign 32",
-            "9: .long 0, 0", ".quad 2f, 3f-2f, 4f", ".popsection",
+            "9: .long 0, 0", ".quad 2f, 8f-2f, 4f", ".popsection",
+            $($first,)*
+            "3:",
+            ".pushsection .text.kernmalloc_section, \"ax\"",
             "6: mov {area}, qword ptr [rip + {hot} + {at} + 8]",
             "test {area}, {area}", // none: before boot, without rseq, in a child that was not adopted
             "jz 5f",
@@ -188,11 +282,14 @@ macro_rules! attempt {
             concat!("add {slot}, ", $base),
             "cmp dword ptr [{slot}], 0",
             "jne 5f",
+            "cmp {slot}, qword ptr [rip + {hot} + {at} - 8]", // on lease
+            "je 5f",
             "mov dword ptr [{slot}], 1", // commit
-            "3:",
-            ".pushsection .text.kernmalloc_section, \"ax\"",
+            "8: jmp 3b",
             ".byte 0x0f, 0xb9, 0x3d", ".long 0x53053053", // the signature that the kernel wants before 4
             "4: jmp 6b",
+            "7: mov dword ptr [{slot} + 4], 0", // the lease was ended under us
+            "jmp 6b",
             "5: xor {slot:e}, {slot:e}",
             "jmp 3b",
             ".popsection",
@@ -213,8 +310,24 @@ macro_rules! attempt {
 pub(crate) fn enter() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: the first row starts at the base, the word after the identity's place; before boot the limit is 0.
-        unsafe { attempt!("qword ptr [rip + {hot} + {at} + 24]") }
+        // SAFETY: the first row starts at the base, the word after the identity's place; before boot the limit is 0. The lease's
+        // owner sets its flag, unless it is set, and looks again; else it is the sequence's turn.
+        unsafe {
+            attempt!(
+                [
+                    "mov {area}, qword ptr fs:[0]",
+                    "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
+                    "jne 6f",
+                    "mov {slot}, qword ptr [rip + {hot} + {at} - 8]",
+                    "cmp dword ptr [{slot} + 4], 0",
+                    "jne 6f",
+                    "mov dword ptr [{slot} + 4], 1",
+                    "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
+                    "jne 7f"
+                ],
+                "qword ptr [rip + {hot} + {at} + 24]"
+            )
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     enter_other()
@@ -227,11 +340,12 @@ pub(crate) fn enter_other() -> usize {
     match HOT.mode.load(Ordering::Relaxed) {
         #[cfg(target_arch = "x86_64")]
         1 => {
+            contest_lease();
             let row_bytes = SETUP.ids.load(Ordering::Relaxed) * SETUP.stride.load(Ordering::Relaxed);
             let base = SETUP.base.load(Ordering::Relaxed);
             for row in 0..SETUP.rows.load(Ordering::Relaxed) {
                 // SAFETY: the table has that many rows.
-                let slot = unsafe { attempt!("{base}", base = base + row * row_bytes) };
+                let slot = unsafe { attempt!(["jmp 6f"], "{base}", base = base + row * row_bytes) };
                 if slot != 0 {
                     return slot;
                 }
@@ -262,6 +376,24 @@ pub(crate) fn enter_other() -> usize {
     }
 }
 
+/// Ends the lease if it is what keeps this thread from its CPU's first slot.
+#[cfg(target_arch = "x86_64")]
+fn contest_lease() {
+    let slot = HOT.leased.load(Ordering::Relaxed);
+    if slot == 0 || HOT.owner.load(Ordering::Relaxed) == thread_pointer() {
+        return;
+    }
+    let id: u32;
+    // SAFETY: the area of this thread, as a sequence reads it; what is on lease is the first slot, the identity 0's.
+    unsafe {
+        core::arch::asm!("mov {:e}, dword ptr fs:[{}]", out(reg) id, in(reg) HOT.id.load(Ordering::Relaxed),
+            options(nostack, readonly));
+    }
+    if id == 0 {
+        end_lease(slot);
+    }
+}
+
 fn thread_pointer() -> usize {
     let pointer: usize;
     #[cfg(target_arch = "x86_64")]
@@ -280,8 +412,8 @@ fn thread_pointer() -> usize {
 /// # Safety
 /// 1. `slot` is one of the bound table.
 unsafe fn try_claim(slot: usize, how: u32) -> bool {
-    // SAFETY: 1.: its first word is the lock.
-    let word = unsafe { &*(slot as *const AtomicU32) };
+    // SAFETY: 1.
+    let word = unsafe { &head(slot).lock };
     word.compare_exchange(FREE, how, Ordering::Acquire, Ordering::Relaxed).is_ok()
 }
 
@@ -290,8 +422,10 @@ unsafe fn try_claim(slot: usize, how: u32) -> bool {
 #[inline(always)]
 pub(crate) unsafe fn leave(slot: usize) {
     compiler_fence(Ordering::Release);
+    // Lock and flag at once, whichever it was taken by: while one is the holder's, nobody else writes the other, but for an owner
+    // that finds its lease ended and clears its flag.
     // SAFETY: 1. A plain store: on x86 no earlier access moves behind it.
-    unsafe { (*(slot as *const AtomicU32)).store(FREE, Ordering::Release) };
+    unsafe { (*(slot as *const AtomicU64)).store(u64::from(FREE), Ordering::Release) };
 }
 
 /// # Safety
@@ -306,8 +440,22 @@ pub(crate) unsafe fn claim_shared(slot: usize) {
 /// # Safety
 /// 1. `slot` is one of the bound table.
 pub(crate) unsafe fn claim_remote(slot: usize) -> bool {
+    while HOT.leased.load(Ordering::Acquire) == slot {
+        if enter_lease().is_some() {
+            return true;
+        }
+        if HOT.owner.load(Ordering::Relaxed) == thread_pointer() {
+            // Below us on the stack: never, unless a signal handler asks.
+            return false;
+        }
+        match end_lease(slot) {
+            Ended::Yes => {}
+            Ended::NotYet => sys::yield_cpu(),
+            Ended::Refused => return false,
+        }
+    }
     // SAFETY: 1.
-    let word = unsafe { &*(slot as *const AtomicU32) };
+    let word = unsafe { &head(slot).lock };
     let claimed = claim_word();
     loop {
         // SAFETY: 1.
@@ -334,11 +482,20 @@ pub(crate) unsafe fn claim_remote(slot: usize) -> bool {
 /// 1. `table` is the bound one, and the caller holds no slot of it.
 pub(crate) unsafe fn claim_all(table: &SlotTable) -> bool {
     let claimed = claim_word();
+    // What is on lease comes first: it stays on lease if it is ours. (Without a barrier it is as with the sequences below.)
+    let leased = HOT.leased.load(Ordering::Acquire);
+    if leased != 0 {
+        // SAFETY: 1.
+        unsafe { claim_remote(leased) };
+    }
     loop {
         let mut pending = false;
         for index in 0..table.count() {
+            if table.slot(index) == leased {
+                continue;
+            }
             // SAFETY: 1.
-            let word = unsafe { &*(table.slot(index) as *const AtomicU32) };
+            let word = unsafe { &head(table.slot(index)).lock };
             if word.load(Ordering::Relaxed) != claimed {
                 // SAFETY: 1.
                 while !unsafe { try_claim(table.slot(index), claimed) } {

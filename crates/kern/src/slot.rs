@@ -15,11 +15,11 @@ const HEADER_CACHES: usize = page::class_code(0);
 #[repr(C, align(4096))]
 pub(crate) struct Slot {
     /// The platform's: zero while nobody holds the slot.
-    lock: u32,
-    pub(crate) index: u32,
+    lock: u64,
     /// This slot's row of type lines; none until the slot was first held.
     pub(crate) row: Row<'static>,
-    reserved: [u64; 8 * HEADER_CACHES - 2],
+    pub(crate) index: u32,
+    reserved: [u32; 16 * HEADER_CACHES - 5],
     caches: [CpuCache; CACHES - HEADER_CACHES],
 }
 

@@ -37,7 +37,7 @@ pub mod fake_frames;
 /// Slot `row * ids + id` belongs to CPU identity `id`; the last belongs to whoever found no other.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotTable {
-    /// Address of the first slot. Its first 32-bit word is the platform's, zero when the slot is free.
+    /// Address of the first slot. The first 64 bits of each are the platform's, zero when the slot is free.
     pub base: usize,
     /// From one slot to the next.
     pub stride_bytes: usize,
