@@ -61,6 +61,8 @@ pub(crate) struct ClassInfo {
     pub(crate) first_offset: u32,
     /// Items per slab; 0 for a code that is no slab's.
     pub(crate) items: u32,
+    /// From a slab's descriptor to its bitmap, bytes.
+    bitmap_offset: u32,
 }
 
 impl ClassInfo {
@@ -73,6 +75,7 @@ impl ClassInfo {
         slab_mask: 0,
         first_offset: 0,
         items: 0,
+        bitmap_offset: 0,
     };
 }
 
@@ -92,6 +95,7 @@ static CODE_INFO: [ClassInfo; page::CODES] = {
             slab_mask: layout.slab_bytes as u32 - 1,
             first_offset: layout.first_offset as u32,
             items: layout.items as u32,
+            bitmap_offset: layout.bitmap_offset as u32,
         };
         class += 1;
     }
@@ -383,28 +387,46 @@ impl Keg {
         got
     }
 
-    /// Puts an item back into its slab. Keeps one empty slab for the next need.
+    /// Puts items back into their slab: those at the front of `items` that lie in it, at least one. Returns how many, and where the
+    /// slab stands then. Keeps one empty slab for the next need.
     ///
     /// # Safety
-    /// 1. `slab` is the slab of this keg that contains `item`, which was taken from it and not put back since.
-    pub(crate) unsafe fn put(&mut self, slab: NonNull<Slab>, item: usize) -> Returned {
+    /// 1. `slab` is the slab of this keg that contains the first item; the items were taken from this keg and not put back since.
+    pub(crate) unsafe fn put(&mut self, slab: NonNull<Slab>, items: &[CacheEntry]) -> (usize, Returned) {
         // SAFETY: 1. of `of`: a keg is of a slab class.
-        let Some(index) = unsafe { ClassInfo::of(self.class) }.item_at(item) else { return Returned::Kept };
+        let info = unsafe { ClassInfo::of(self.class) };
         let slab = slab.as_ptr();
         // SAFETY: 1.
         unsafe {
-            let word = Self::bitmap(slab).add(index / 64);
-            debug_assert!(*word & (1 << (index % 64)) == 0, "an item came back twice");
-            *word |= 1 << (index % 64);
-            (*slab).first_word = (*slab).first_word.min((index / 64) as u32);
-            (*slab).free += 1;
-            self.free_items += 1;
+            // Slabs are aligned to their size.
+            let start = items.first().map_or(0, |entry| entry.item) & !(info.slab_mask as usize);
+            // Nothing here waits for the descriptor, so that the misses of several slabs overlap.
+            let words = slab.wrapping_byte_add(info.bitmap_offset as usize).cast::<u64>();
+            let mut lowest = u32::MAX;
+            let (mut looked_at, mut count) = (0, 0);
+            // Items that were freed one after the other mostly lie in one slab: its list is looked for once.
+            for entry in items {
+                if entry.item & !(info.slab_mask as usize) != start {
+                    break;
+                }
+                looked_at += 1;
+                let Some(index) = info.item_at(entry.item) else { continue };
+                let word = words.add(index / 64);
+                debug_assert!(*word & (1 << (index % 64)) == 0, "an item came back twice");
+                *word |= 1 << (index % 64);
+                lowest = lowest.min((index / 64) as u32);
+                count += 1;
+            }
+            debug_assert!(count == looked_at, "no item of the slab");
+            (*slab).first_word = (*slab).first_word.min(lowest);
+            (*slab).free += count as u32;
+            self.free_items += count;
             self.relist(slab);
             if (*slab).free < (*slab).items || self.empties <= 1 {
-                return Returned::Kept;
+                return (looked_at, Returned::Kept);
             }
             // SAFETY: it is not null.
-            Returned::Release(NonNull::new_unchecked(slab))
+            (looked_at, Returned::Release(NonNull::new_unchecked(slab)))
         }
     }
 

@@ -117,11 +117,14 @@ impl<P: Platform> System<P> {
     /// 1. Free items of this class, in no cache.
     pub(super) unsafe fn keg_put(&self, class: usize, items: &[CacheEntry]) {
         let mut keg = self.zones[class].keg.lock();
-        for &CacheEntry { item, .. } in items {
+        let mut rest = items;
+        while let Some(&CacheEntry { item, .. }) = rest.first() {
             let word = self.word(item);
-            let Some(slab) = ClassInfo::of_word(word).descriptor(word, item) else { continue };
+            let Some(slab) = ClassInfo::of_word(word).descriptor(word, item) else { break };
             // SAFETY: 1.
-            if let Returned::Release(slab) = unsafe { keg.put(slab, item) } {
+            let (count, returned) = unsafe { keg.put(slab, rest) };
+            rest = &rest[count..];
+            if let Returned::Release(slab) = returned {
                 // SAFETY: `put` says that it is empty.
                 unsafe { self.release_slab(&mut keg, class, slab) };
             }
