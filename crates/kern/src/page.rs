@@ -56,6 +56,8 @@ pub(crate) struct Pages<P: Platform> {
     /// [`Pages::forget_retaken`]: each of those made two trips to the system for nothing.
     purged: u64,
     retaken: u64,
+    /// Least dirty free pages since [`Pages::unused_dirty`] was last asked: those that nobody wanted since.
+    low_dirty: u64,
     /// Address, bytes and tag of large blocks freed last, the next to be overwritten at `freed_next`.
     freed: [(usize, usize, u16); FREED_BLOCKS],
     freed_next: usize,
@@ -85,6 +87,7 @@ impl<P: Platform> Pages<P> {
             counts: PageCounts { free_dirty: 0, free_clean: 0, out: 0 },
             purged: 0,
             retaken: 0,
+            low_dirty: 0,
             freed: [(0, 0, 0); FREED_BLOCKS],
             freed_next: 0,
             most_pages: u64::MAX,
@@ -158,6 +161,7 @@ impl<P: Platform> Pages<P> {
             return None;
         }
         self.counts.free_dirty -= dirty;
+        self.low_dirty = self.low_dirty.min(self.counts.free_dirty);
         self.counts.free_clean -= pages - dirty;
         self.count_clean(pages - dirty);
         self.counts.out += pages;
@@ -275,6 +279,7 @@ impl<P: Platform> Pages<P> {
             word.store(page::LARGE_TAIL, Ordering::Relaxed);
         }
         self.counts.free_dirty -= dirty;
+        self.low_dirty = self.low_dirty.min(self.counts.free_dirty);
         self.counts.free_clean -= pages - dirty;
         self.count_clean(pages - dirty);
         self.counts.out += pages;
@@ -342,9 +347,15 @@ impl<P: Platform> Pages<P> {
             }
         });
         self.counts.free_dirty = left;
+        self.low_dirty = self.low_dirty.min(left);
         self.counts.free_clean += before - left;
         self.purged += before - left;
         before - left
+    }
+
+    /// Dirty free pages that lay unused since this was last asked.
+    pub(crate) fn unused_dirty(&mut self) -> u64 {
+        core::mem::replace(&mut self.low_dirty, self.counts.free_dirty)
     }
 
     /// Clean pages were handed out: as far as there are any, those that were given back.

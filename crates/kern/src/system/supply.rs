@@ -20,10 +20,10 @@ const IDLE_TURNS: usize = 2;
 /// Buckets of a zone that shrinks are made smaller down to so many items.
 const SHRUNK_BUCKET_LEAST: u32 = 63;
 /// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
-/// page, less than a hundredth of the time.
-const RETAKEN_MOST: u64 = 5_000;
+/// page, some thousandth of the time.
+const RETAKEN_MOST: u64 = 1_000;
 const RETAKEN_EVERY_NS: u64 = 1_000_000_000;
-/// How often some of it is given back then.
+/// How long memory must have lain unused to be given back then.
 const PURGE_EVERY_NS: u64 = 50_000_000;
 
 impl<P: Platform> System<P> {
@@ -207,7 +207,7 @@ impl<P: Platform> System<P> {
     }
 
     /// Lets free memory go, so that what is freed after a peak is either used again soon or gone: nothing can be done later, when
-    /// the program may call no more. Where a program has wanted much of it again lately, half of it goes every 50 ms.
+    /// the program may call no more. Where a program has wanted much of it again lately, only what it had no use for in 50 ms goes.
     pub(super) fn trim_pages(&self, pages: &mut Pages<P>) {
         let counts = pages.counts();
         let keep = self.stats().header().control.dirty_keep_pages.load(Ordering::Relaxed).max(counts.out / 8);
@@ -225,7 +225,8 @@ impl<P: Platform> System<P> {
             self.last_purge_ns.store(now, Ordering::Relaxed);
         } else if now.wrapping_sub(self.last_purge_ns.load(Ordering::Relaxed)) >= PURGE_EVERY_NS {
             self.last_purge_ns.store(now, Ordering::Relaxed);
-            pages.purge(keep + (counts.free_dirty - keep) / 2);
+            let unused = pages.unused_dirty();
+            pages.purge(keep.max(counts.free_dirty - unused));
         }
     }
 
