@@ -95,21 +95,30 @@ impl TypeLine {
         self.bytes_allocated.load(Ordering::Relaxed).wrapping_sub(freed) as i64
     }
 
-    /// Notes the peak before a free, and returns how far below its peak the line is, the free not counted.
+    /// Of a line that is off its peak: writes down a new one. Whether it is far below instead.
+    ///
+    /// Only inside the critical section of the line's slot, before the free that found it so is in the line.
+    #[must_use]
+    pub fn note_peak(&self) -> bool {
+        let in_use = self.in_use();
+        let is_new = (self.peak_bytes.load(Ordering::Relaxed) as i64).wrapping_sub(in_use) < 0;
+        if is_new {
+            self.peak_bytes.store(in_use as u64, Ordering::Relaxed);
+        }
+        !is_new
+    }
+
+    /// Whether the line is above its peak, or more than `far` bytes below.
     ///
     /// # Safety
     /// 1. Inside the critical section of the line's slot.
     #[inline(always)]
-    unsafe fn note_peak(&self) -> i64 {
+    unsafe fn is_off_peak(&self, far: u64) -> bool {
         // SAFETY: 1.
         unsafe {
             let free = own(&self.peak_bytes).wrapping_sub(own(&self.bytes_allocated));
-            let fall = free.wrapping_add(own(&self.bytes_freed)) as i64;
-            if fall < 0 {
-                self.peak_bytes.store(self.in_use() as u64, Ordering::Relaxed);
-                return 0;
-            }
-            fall
+            let fall = free.wrapping_add(own(&self.bytes_freed));
+            fall > far
         }
     }
 }
@@ -187,13 +196,14 @@ impl<'a> Row<'a> {
         LineView { line: unsafe { self.line(index) }, pending: &self.slot_line().pending, offset: Self::offset(index) }
     }
 
-    /// Counts one block back. Returns how far below its peak the type's line was before that, bytes.
+    /// Counts one block back. True when the type's line was above its peak before that, or more than `far` bytes below: then the
+    /// caller has it [`note_peak`](TypeLine::note_peak).
     ///
     /// # Safety
     /// 1. There is a type with this index.
     /// 2. Inside the critical section of the row's slot.
     #[inline(always)]
-    pub unsafe fn count_free(self, index: usize, size: FreeSize) -> i64 {
+    pub unsafe fn count_free(self, index: usize, size: FreeSize, far: u64) -> bool {
         let pending = &self.slot_line().pending;
         let offset = (index * size_of::<TypeLine>()) as u64;
         let before = pending.load(Ordering::Relaxed);
@@ -202,23 +212,24 @@ impl<'a> Row<'a> {
         // SAFETY: what is pending names a line of this row or is 0; 1. and 2.
         unsafe {
             self.line_at(before & u64::from(u32::MAX)).add_free(before >> 32);
-            self.line(index).note_peak()
+            self.line(index).is_off_peak(far)
         }
     }
 
-    /// Counts one block of any size back, and at once. As [`count_free`](Self::count_free) otherwise.
+    /// Counts one block of any size back, at once and wholly. Returns whether the type's line was more than `far` bytes below its peak
+    /// before that.
     ///
     /// # Safety
     /// 1. There is a type with this index.
     /// 2. Inside the critical section of the row's slot.
-    pub unsafe fn count_free_now(self, index: usize, served_bytes: u64) -> i64 {
+    pub unsafe fn count_free_now(self, index: usize, served_bytes: u64, far: u64) -> bool {
         self.settle();
         // SAFETY: 1. and 2.
         unsafe {
             let line = self.line(index);
-            let fall = line.note_peak();
+            let fallen = line.is_off_peak(far) && line.note_peak();
             line.add_free(served_bytes);
-            fall
+            fallen
         }
     }
 
@@ -371,7 +382,7 @@ mod tests {
         let rows = [TwoTypes::default(), TwoTypes::default()];
         rows[0].lines[1].count_alloc(48, 40, 1 << 2);
         // SAFETY: there are two types.
-        assert_eq!(unsafe { rows[1].row().count_free(1, FreeSize::new(48)) }, 0);
+        assert!(!unsafe { rows[1].row().count_free(1, FreeSize::new(48), 0) });
         let sum = totals(&rows, 1);
         assert_eq!((sum.in_use(), sum.bytes_in_use(), sum.allocs, sum.bytes_requested), (0, 0, 1, 40));
         assert_eq!(sum.size_mask, 4);
@@ -382,7 +393,7 @@ mod tests {
         let rows = [TwoTypes::default(), TwoTypes::default()];
         rows[1].lines[0].count_alloc(48, 40, 0);
         // SAFETY: there are two types.
-        unsafe { rows[0].row().count_free(0, FreeSize::new(48)) };
+        unsafe { rows[0].row().count_free(0, FreeSize::new(48), 0) };
         let mut used = 0;
         let sum = TypeTotals::read(|| {
             used += 1;
@@ -400,7 +411,9 @@ mod tests {
             for index in [0, 1] {
                 rows[0].lines[index].count_alloc(64, 64, 0);
                 // SAFETY: there are two types.
-                assert_eq!(unsafe { row.count_free(index, FreeSize::new(64)) }, 0);
+                if unsafe { row.count_free(index, FreeSize::new(64), 0) } {
+                    assert!(!rows[0].lines[index].note_peak(), "it never fell");
+                }
                 assert_eq!((totals(&rows, 0).in_use(), totals(&rows, 1).in_use()), (0, 0));
             }
         }
@@ -412,7 +425,7 @@ mod tests {
         // A block too large for the pending word's half.
         rows[0].lines[0].count_alloc(1 << 40, 1, 0);
         // SAFETY: as above.
-        assert_eq!(unsafe { row.count_free_now(0, 1 << 40) }, 0);
+        assert!(!unsafe { row.count_free_now(0, 1 << 40, 0) });
         assert_eq!((totals(&rows, 0).bytes_in_use(), totals(&rows, 0).peak_bytes), (0, 1 << 40));
     }
 }

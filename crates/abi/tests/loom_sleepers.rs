@@ -66,7 +66,7 @@ impl Section {
     }
 }
 
-const COMPARE_BYTES: i64 = 16;
+const COMPARE_BYTES: u64 = 16;
 const BLOCK: u64 = 48;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -106,8 +106,8 @@ impl Type {
         self.sections[slot].enter();
         let row = &self.rows[slot];
         // SAFETY: 1. there is one type. 2. we hold the slot.
-        let fall = unsafe { row.row().count_free(0, FreeSize::new(BLOCK as u32)) };
-        if fall > COMPARE_BYTES && self.fold(row) {
+        let off_peak = unsafe { row.row().count_free(0, FreeSize::new(BLOCK as u32), COMPARE_BYTES) };
+        if off_peak && row.line.note_peak() && self.fold(row) {
             self.wakeups.wake_all();
         }
         self.sections[slot].leave();

@@ -58,7 +58,7 @@ fn count_free(row: &OneType, how: Break) {
             row.slot.pending.store(48 << 32 | size_of::<SlotLine>() as u64, Ordering::Release);
         }
         // SAFETY: 1. there is one type.
-        _ => _ = unsafe { row.row().count_free(0, FreeSize::new(48)) },
+        _ => _ = unsafe { row.row().count_free(0, FreeSize::new(48), 0) },
     }
 }
 
@@ -114,7 +114,7 @@ fn move_pending(how: Break) {
         rows[0].line.count_alloc(48, 40, 4);
         rows[0].line.count_alloc(48, 40, 4);
         // SAFETY: 1. there is one type.
-        unsafe { rows[1].row().count_free(0, FreeSize::new(48)) };
+        unsafe { rows[1].row().count_free(0, FreeSize::new(48), 0) };
         let reader = {
             let rows = Arc::clone(&rows);
             thread::spawn(move || {
@@ -146,7 +146,7 @@ fn broken_a_free_counted_before_it_is_taken_out() {
         let rows = Arc::new([OneType::default(), OneType::default()]);
         rows[0].line.count_alloc(48, 40, 4);
         // SAFETY: 1. there is one type.
-        unsafe { rows[1].row().count_free(0, FreeSize::new(48)) };
+        unsafe { rows[1].row().count_free(0, FreeSize::new(48), 0) };
         let reader = {
             let rows = Arc::clone(&rows);
             thread::spawn(move || assert_sane(&read(&rows, Break::Nothing)))
@@ -206,7 +206,7 @@ impl Slot {
         // SAFETY: we hold the word.
         self.items.with_mut(|items| unsafe { (*items).push(item) });
         // SAFETY: 1. there is one type; we hold the word.
-        unsafe { self.counts.row().count_free(0, FreeSize::new(48)) };
+        unsafe { self.counts.row().count_free(0, FreeSize::new(48), 0) };
         self.leave(locked);
         true
     }

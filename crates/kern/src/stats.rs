@@ -25,12 +25,12 @@ use crate::slab::ClassInfo;
 pub(crate) const ZONES: usize = 512;
 
 /// How far a slot's share of a type falls before the slot compares, bytes.
-pub const COMPARE_BYTES: i64 = 32 * 1024;
+pub const COMPARE_BYTES: u64 = 32 * 1024;
 
 /// A malloc type: the index of its record and of its lines. The upper bit is the tag's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
-pub struct TypeId(u16);
+pub struct TypeId(u32);
 
 impl TypeId {
     /// What is credited to nobody: attribution is off.
@@ -47,14 +47,14 @@ impl TypeId {
     /// `None` when it is out of range.
     #[must_use]
     pub const fn new(index: usize) -> Option<Self> {
-        if index < Self::MAX { Some(Self(index as u16)) } else { None }
+        if index < Self::MAX { Some(Self(index as u32)) } else { None }
     }
 
     /// From an item's tag, free or not.
     #[inline(always)]
     #[must_use]
     pub const fn from_tag(tag: u16) -> Self {
-        Self(tag & !crate::slab::TAG_FREE)
+        Self((tag & !crate::slab::TAG_FREE) as u32)
     }
 
     /// Index of the record.
@@ -67,7 +67,7 @@ impl TypeId {
     /// The tag of a live item.
     #[inline(always)]
     pub(crate) const fn tag(self) -> u16 {
-        self.0
+        self.0 as u16
     }
 }
 
@@ -264,18 +264,27 @@ impl Stats {
         unsafe { row.line(id.index()) }.count_alloc(served as u64, requested as u64, size_mask);
     }
 
-    /// Counts one block of a slab class back, in the section of the row's slot. True when the line has fallen so far that it must
-    /// [`compare`](Self::compare) before the caller leaves.
+    /// Counts one block of a slab class back, in the section of the row's slot. True when the caller must [`look`](Self::look) at the line
+    /// before it leaves.
     #[inline(always)]
     pub(crate) fn count_free(row: Row<'_>, id: TypeId, size: FreeSize) -> bool {
         // SAFETY: 1. as above.
-        unsafe { row.count_free(id.index(), size) > COMPARE_BYTES }
+        unsafe { row.count_free(id.index(), size, COMPARE_BYTES) }
+    }
+
+    /// What [`count_free`](Self::count_free) left: a new peak, or a line that has fallen so far that it must
+    /// [`compare`](Self::compare).
+    pub(crate) fn look(&self, id: TypeId, row: Row<'_>) {
+        // SAFETY: 1. as above.
+        if unsafe { row.line(id.index()) }.note_peak() {
+            self.compare(id, row, 0);
+        }
     }
 
     /// The whole of a count, for a block of any size and those who are in no hurry.
     pub(crate) fn count_free_slow(&self, id: TypeId, row: Row<'_>, served: usize) {
         // SAFETY: 1. as above.
-        if unsafe { row.count_free_now(id.index(), served as u64) } > COMPARE_BYTES {
+        if unsafe { row.count_free_now(id.index(), served as u64, COMPARE_BYTES) } {
             self.compare(id, row, served as u64);
         }
     }

@@ -54,7 +54,7 @@ impl Scale {
 
     /// What the mark may say, beside the truth.
     fn slack(&self) -> u64 {
-        (COMPARE_BYTES as u64 + 1024) * (self.held.len() as u64 - 1)
+        (COMPARE_BYTES + 1024) * (self.held.len() as u64 - 1)
     }
 
     fn check(&self) -> Result<(), TestCaseError> {

@@ -722,7 +722,7 @@ mod tests {
                         // SAFETY: 1. there is a type 0.
                         unsafe {
                             rows[from].line(0).count_alloc(48, 40, 1 << 2);
-                            rows[to].count_free(0, abi::FreeSize::new(48));
+                            rows[to].count_free(0, abi::FreeSize::new(48), 0);
                         }
                     }
                 }

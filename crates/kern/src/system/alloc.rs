@@ -39,14 +39,14 @@ impl<P: Platform> System<P> {
     fn alloc_place(&self, place: Place, requested: usize, id: TypeId) -> *mut u8 {
         let slot = P::enter() as *mut Slot;
         if slot.is_null() {
-            return self.alloc_place_enter(place, requested, id);
+            return self.alloc_place_enter(requested, id, place);
         }
         // SAFETY: we hold the slot, and a cache's items are free blocks of its class. A cache that has items is in a slot that
         // has its row.
         unsafe {
             let info = ClassInfo::at(place);
             let cache = (*slot).cache_at(place);
-            let Some(entry) = cache.pop() else { return self.alloc_place_slow(slot, place, requested, id) };
+            let Some(entry) = cache.pop() else { return self.alloc_place_slow(requested, id, slot, place) };
             cache.allocs += 1;
             // The item is live from here: nobody else knows it.
             *(entry.tag as *mut u16) = id.tag();
@@ -60,14 +60,14 @@ impl<P: Platform> System<P> {
     /// The platform has no slot for us at once: the same by the long way.
     #[cold]
     #[inline(never)]
-    fn alloc_place_enter(&self, place: Place, requested: usize, id: TypeId) -> *mut u8 {
+    fn alloc_place_enter(&self, requested: usize, id: TypeId, place: Place) -> *mut u8 {
         let slot = self.enter();
         if slot.is_null() {
             self.fail(id);
             return core::ptr::null_mut();
         }
         // SAFETY: we hold the slot.
-        unsafe { self.alloc_place_slow(slot, place, requested, id) }
+        unsafe { self.alloc_place_slow(requested, id, slot, place) }
     }
 
     /// By whichever way there is: the slot's first bucket, its second, a full one from behind.
@@ -76,7 +76,7 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`. The slot is left.
     #[cold]
     #[inline(never)]
-    unsafe fn alloc_place_slow(&self, mut slot: *mut Slot, place: Place, requested: usize, id: TypeId) -> *mut u8 {
+    unsafe fn alloc_place_slow(&self, requested: usize, id: TypeId, mut slot: *mut Slot, place: Place) -> *mut u8 {
         let class = place.class();
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {

@@ -42,15 +42,15 @@ impl<P: Platform> System<P> {
             let id = TypeId::from_tag(was);
             let slot = P::enter() as *mut Slot;
             if slot.is_null() {
-                return self.free_class_enter(word, addr, tag, id);
+                return self.free_class_enter(addr, tag, word, id);
             }
             let entry = CacheEntry { item: addr, tag: tag as usize };
             // A slot that was never used has no room either.
             if !(*slot).cache_at(place).push(entry) {
-                return self.free_class_slow(slot, page::class(word), entry, id);
+                return self.free_class_slow(entry, slot, page::class(word), id);
             }
             if Stats::count_free((*slot).row, id, info.free_size) {
-                return self.free_class_compare(slot, id);
+                return self.free_class_look(slot, id);
             }
             Self::leave(slot);
         }
@@ -59,22 +59,22 @@ impl<P: Platform> System<P> {
     /// The platform has no slot for us at once: the same by the long way.
     #[cold]
     #[inline(never)]
-    fn free_class_enter(&self, word: u64, item: usize, tag: *mut u16, id: TypeId) {
+    fn free_class_enter(&self, item: usize, tag: *mut u16, word: u64, id: TypeId) {
         let slot = self.enter();
         // SAFETY: we hold the slot (there is a block, so there was a boot).
-        unsafe { self.free_class_slow(slot, page::class(word), CacheEntry { item, tag: tag as usize }, id) }
+        unsafe { self.free_class_slow(CacheEntry { item, tag: tag as usize }, slot, page::class(word), id) }
     }
 
-    /// The block is back and counted; its line has fallen far.
+    /// The block is back and counted; its line is off its peak.
     ///
     /// # Safety
     /// 1. The caller holds `slot`, which is left.
     #[cold]
     #[inline(never)]
-    unsafe fn free_class_compare(&self, slot: *mut Slot, id: TypeId) {
+    unsafe fn free_class_look(&self, slot: *mut Slot, id: TypeId) {
         // SAFETY: 1.
         unsafe {
-            self.stats().compare(id, (*slot).row, 0);
+            self.stats().look(id, (*slot).row);
             Self::leave(slot);
         }
     }
@@ -85,7 +85,7 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`, which is left. `item` is a free block of this class, tagged so.
     #[cold]
     #[inline(never)]
-    unsafe fn free_class_slow(&self, mut slot: *mut Slot, class: usize, item: CacheEntry, id: TypeId) {
+    unsafe fn free_class_slow(&self, item: CacheEntry, mut slot: *mut Slot, class: usize, id: TypeId) {
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {
             self.prepare_slot(slot);
