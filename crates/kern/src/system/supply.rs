@@ -120,7 +120,10 @@ impl<P: Platform> System<P> {
         let mut rest = items;
         while let Some(&CacheEntry { item, .. }) = rest.first() {
             let word = self.word(item);
-            let Some(slab) = ClassInfo::of_word(word).descriptor(word, item) else { break };
+            let Some(slab) = ClassInfo::of_word(word).descriptor(word, item) else {
+                rest = &rest[1..];
+                continue;
+            };
             // SAFETY: 1.
             let (count, returned) = unsafe { keg.put(slab, rest) };
             rest = &rest[count..];
