@@ -15,6 +15,12 @@ fn fork_while_other_threads_allocate() {
     says(&Case::new(cc("forks")).args(["fork", "200"]), "200 of fork\n");
 }
 
+/// The first thread has a slot to itself, until another wants it: at whatever moment, nobody gets a block that is somebody's.
+#[test]
+fn a_second_thread_takes_the_slot_of_the_first() {
+    says(&Case::new(cc("lease")).args(["300"]), "300 leases\n");
+}
+
 /// The statistics object is larger than such a file may be, and asking for it would be a signal.
 #[test]
 fn a_limit_on_file_size_ends_nobody() {

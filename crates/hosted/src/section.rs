@@ -318,7 +318,8 @@ pub(crate) fn enter() -> usize {
                     "mov {area}, qword ptr fs:[0]",
                     "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
                     "jne 6f",
-                    "mov {slot}, qword ptr [rip + {hot} + {at} - 8]",
+                    // What is on lease: the first slot. (`leased` may be 0 by now.)
+                    "mov {slot}, qword ptr [rip + {hot} + {at} + 24]",
                     "cmp dword ptr [{slot} + 4], 0",
                     "jne 6f",
                     "mov dword ptr [{slot} + 4], 1",
