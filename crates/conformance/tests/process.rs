@@ -18,7 +18,7 @@ fn fork_while_other_threads_allocate() {
 /// The first thread has a slot to itself, until another wants it: at whatever moment, nobody gets a block that is somebody's.
 #[test]
 fn a_second_thread_takes_the_slot_of_the_first() {
-    says(&Case::new(cc("lease")).args(["300"]), "300 leases\n");
+    says(&Case::new(cc("lease")).args(["120"]), "120 leases\n");
 }
 
 /// The statistics object is larger than such a file may be, and asking for it would be a signal.
