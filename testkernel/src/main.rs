@@ -9,40 +9,31 @@
 #[cfg(panic = "abort")]
 extern crate alloc;
 
+/// All of the kernel, in files beside this one; one `cfg` for the lot.
 #[cfg(panic = "abort")]
-mod boot;
+#[path = "."]
+mod kernel {
+    pub(crate) mod boot;
+    pub(crate) mod breaks;
+    pub(crate) mod cpu;
+    pub(crate) mod debugger;
+    pub(crate) mod entry;
+    pub(crate) mod fault;
+    pub(crate) mod frames;
+    pub(crate) mod interrupts;
+    pub(crate) mod misuse;
+    #[cfg(feature = "peers")]
+    pub(crate) mod peers;
+    pub(crate) mod port;
+    pub(crate) mod sched;
+    pub(crate) mod serial;
+    pub(crate) mod space;
+    pub(crate) mod spin;
+    pub(crate) mod start;
+    pub(crate) mod suite;
+}
 #[cfg(panic = "abort")]
-mod breaks;
-#[cfg(panic = "abort")]
-mod cpu;
-#[cfg(panic = "abort")]
-mod debugger;
-#[cfg(panic = "abort")]
-mod entry;
-#[cfg(panic = "abort")]
-mod fault;
-#[cfg(panic = "abort")]
-mod frames;
-#[cfg(panic = "abort")]
-mod interrupts;
-#[cfg(panic = "abort")]
-mod misuse;
-#[cfg(all(panic = "abort", feature = "peers"))]
-mod peers;
-#[cfg(panic = "abort")]
-mod port;
-#[cfg(panic = "abort")]
-mod sched;
-#[cfg(panic = "abort")]
-mod serial;
-#[cfg(panic = "abort")]
-mod space;
-#[cfg(panic = "abort")]
-mod spin;
-#[cfg(panic = "abort")]
-mod start;
-#[cfg(panic = "abort")]
-mod suite;
+use kernel::*;
 
 #[cfg(panic = "unwind")]
 fn main() {
