@@ -25,6 +25,10 @@ pub(crate) struct Cpu {
     pub(crate) unmask_to: AtomicBool,
     /// Address of the allocator's slot of this CPU, 0 before they are bound.
     pub(crate) slot: AtomicUsize,
+    /// Whether it takes part, see [`crate::hotplug`].
+    pub(crate) power: AtomicU32,
+    /// Identity of its local APIC.
+    pub(crate) apic: AtomicUsize,
     /// Handlers under way.
     pub(crate) interrupts: AtomicU32,
     /// The thread that runs here, or [`IDLE`].
@@ -40,6 +44,8 @@ impl Cpu {
             masks: AtomicU32::new(0),
             unmask_to: AtomicBool::new(false),
             slot: AtomicUsize::new(0),
+            power: AtomicU32::new(crate::hotplug::ONLINE),
+            apic: AtomicUsize::new(0),
             interrupts: AtomicU32::new(0),
             thread: AtomicU32::new(IDLE),
             ticks: AtomicU64::new(0),
@@ -57,18 +63,6 @@ pub(crate) fn count() -> usize {
 
 pub(crate) fn set_count(count: usize) {
     COUNT.store(count, Ordering::Relaxed);
-}
-
-static DOMAINS: AtomicUsize = AtomicUsize::new(1);
-
-/// CPUs belong to so many NUMA domains by turns.
-pub(crate) fn set_domains(domains: usize) {
-    DOMAINS.store(domains.max(1), Ordering::Relaxed);
-}
-
-/// The domain of a CPU.
-pub(crate) fn domain(id: usize) -> usize {
-    id % DOMAINS.load(Ordering::Relaxed)
 }
 
 /// The CPU we run on; means something only as long as interrupts are masked.

@@ -60,7 +60,7 @@ impl Frame {
 }
 
 unsafe extern "C" {
-    /// The first of the stubs, 16 bytes apart, one per vector below 48.
+    /// The first of the stubs, 16 bytes apart, one per vector below [`VECTORS`].
     static entry_stubs: u8;
     /// Of the vector that the local APIC raises when there was nothing after all.
     static entry_spurious: u8;
@@ -69,7 +69,7 @@ unsafe extern "C" {
 /// Bytes from one stub to the next.
 const STUB_BYTES: usize = 16;
 /// Vectors that have one.
-pub(crate) const VECTORS: usize = 48;
+pub(crate) const VECTORS: usize = 49;
 
 /// Address of the stub of a vector.
 pub(crate) fn stub(vector: usize) -> usize {

@@ -12,6 +12,9 @@ pub(crate) const RESCHEDULE: u32 = 33;
 /// Forget mappings.
 pub(crate) const SHOOTDOWN: u32 = 34;
 
+/// Come back (`hotplug`). Of a higher class than the others, so that it alone passes when those are held back.
+pub(crate) const WAKE: u32 = 48;
+
 /// Rounds of the local timer's clock (1 GHz under QEMU, divided by 16) in a second.
 const TIMER_HZ: u32 = 62_500_000;
 static TICK_HZ: AtomicU32 = AtomicU32::new(1000);
@@ -20,6 +23,7 @@ static TICK_HZ: AtomicU32 = AtomicU32::new(1000);
 #[derive(Clone, Copy)]
 #[repr(usize)]
 enum Apic {
+    Identity = 0x20,
     TaskPriority = 0x80,
     EndOfInterrupt = 0xb0,
     Spurious = 0xf0,
@@ -29,10 +33,16 @@ enum Apic {
     Divide = 0x3e0,
 }
 
+const APIC: usize = space::DIRECT + 0xfee0_0000;
+
 fn apic_write(register: Apic, value: u32) {
-    const BASE: usize = space::DIRECT + 0xfee0_0000;
     // SAFETY: a register of this CPU's own device.
-    unsafe { ((BASE + register as usize) as *mut u32).write_volatile(value) };
+    unsafe { ((APIC + register as usize) as *mut u32).write_volatile(value) };
+}
+
+fn apic_read(register: Apic) -> u32 {
+    // SAFETY: as in `apic_write`.
+    unsafe { ((APIC + register as usize) as *const u32).read_volatile() }
 }
 
 /// Timer interrupts per second and CPU.
@@ -55,13 +65,25 @@ pub(crate) fn init_machine() {
 pub(crate) fn init() {
     const ENABLE: u32 = 0x100;
     const SPURIOUS: u32 = 255;
-    const PERIODIC: u32 = 1 << 17;
     const BY_16: u32 = 0b0011;
+    cpu::this().apic.store((apic_read(Apic::Identity) >> 24) as usize, Ordering::Relaxed);
     apic_write(Apic::Spurious, ENABLE | SPURIOUS);
     apic_write(Apic::TaskPriority, 0);
     apic_write(Apic::Divide, BY_16);
-    apic_write(Apic::Timer, PERIODIC | TIMER);
+    apic_write(Apic::Timer, TIMER_MODE | TIMER);
     apic_write(Apic::InitialCount, TIMER_HZ / tick_hz());
+}
+
+/// The timer is periodic.
+const TIMER_MODE: u32 = 1 << 17;
+
+/// From now on this CPU's timer is silent and all vectors below [`WAKE`] wait; or it is as before.
+pub(crate) fn hold_back(hold: bool) {
+    const MASKED: u32 = 1 << 16;
+    /// Vectors of the classes up to this one wait.
+    const CLASS: u32 = (WAKE - 1) & 0xf0;
+    apic_write(Apic::Timer, TIMER_MODE | TIMER | if hold { MASKED } else { 0 });
+    apic_write(Apic::TaskPriority, if hold { CLASS } else { 0 });
 }
 
 /// Raises a vector on all CPUs but this.
@@ -133,6 +155,7 @@ extern "C" fn interrupt(frame: &mut Frame) {
             apic_write(Apic::EndOfInterrupt, 0);
             space::answer_shootdown();
         }
+        WAKE => apic_write(Apic::EndOfInterrupt, 0),
         _ => fault::exception(frame),
     }
 }

@@ -13,6 +13,7 @@ extern crate alloc;
 #[cfg(panic = "abort")]
 #[path = "."]
 mod kernel {
+    pub(crate) mod acpi;
     pub(crate) mod boot;
     pub(crate) mod breaks;
     pub(crate) mod cpu;
@@ -20,8 +21,11 @@ mod kernel {
     pub(crate) mod entry;
     pub(crate) mod fault;
     pub(crate) mod frames;
+    pub(crate) mod hardware;
+    pub(crate) mod hotplug;
     pub(crate) mod interrupts;
     pub(crate) mod misuse;
+    pub(crate) mod numa;
     #[cfg(feature = "peers")]
     pub(crate) mod peers;
     pub(crate) mod port;

@@ -4,24 +4,16 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use platform::{Extent, MisuseReport, Platform, SlotTable};
 
+use crate::hotplug::{self, CLAIMED, HELD, word};
 use crate::space::{self, HEAP, META, PAGE, WORDS};
 use crate::spin::{SpinLock, mask_section, unmask_section};
-use crate::{cpu, misuse, sched};
+use crate::{cpu, misuse, numa, sched};
 
 /// This kernel.
 pub(crate) struct Kernel;
 
 static HEAP_END: AtomicUsize = AtomicUsize::new(HEAP);
 static META_END: AtomicUsize = AtomicUsize::new(META);
-
-/// What the first word of a slot says of its holder: that it is on this CPU, or came here to claim it.
-const HELD: u32 = 1;
-const CLAIMED: u32 = 2;
-
-fn word(slot: usize) -> &'static AtomicU32 {
-    // SAFETY: the first word of a slot is the port's, and slots stay.
-    unsafe { AtomicU32::from_ptr(slot as *mut u32) }
-}
 
 // SAFETY: 1. a slot is a CPU's, and its interrupts are masked; whoever claims it moves there. 2. and 3. see `space`.
 unsafe impl Platform for Kernel {
@@ -48,7 +40,7 @@ unsafe impl Platform for Kernel {
         word(slot).store(0, Ordering::Release);
         unmask_section();
         if how == CLAIMED {
-            sched::unbind();
+            sched::end_visit();
         }
     }
 
@@ -60,21 +52,20 @@ unsafe impl Platform for Kernel {
     }
 
     unsafe fn claim_remote(slot: usize) -> bool {
-        let owner = cpu::CPUS.iter().position(|cpu| cpu.slot.load(Ordering::Relaxed) == slot);
-        let is_here = sched::may_sleep().is_ok() && owner.is_some_and(sched::bind);
-        if is_here {
-            mask_section();
-            word(slot).store(CLAIMED, Ordering::Relaxed);
-        }
-        is_here
-    }
-
-    unsafe fn claim_all(_: &SlotTable) -> bool {
-        false
+        // SAFETY: 1.
+        unsafe { hotplug::claim(slot) }
     }
 
     fn domain_of_slot(index: usize) -> usize {
-        cpu::domain(index)
+        numa::of_cpu(index)
+    }
+
+    fn domains() -> usize {
+        numa::domains()
+    }
+
+    fn place_pages(addr: usize, bytes: usize, domain: usize) {
+        space::place(addr, bytes, domain);
     }
 
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {

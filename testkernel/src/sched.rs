@@ -12,7 +12,7 @@ use crate::cpu::{self, IDLE, MAX_CPUS};
 use crate::entry::Frame;
 use crate::space::{self, PAGE, STACKS};
 use crate::spin::{self, SpinLock};
-use crate::{breaks, interrupts};
+use crate::{breaks, hotplug, interrupts};
 
 /// Threads at one time.
 pub(crate) const MAX_THREADS: usize = 256;
@@ -41,7 +41,16 @@ struct Thread {
     sleeps_on: usize,
     /// The only CPU it may run on.
     bound: Option<usize>,
+    /// The CPU it is on for a moment instead, to claim a slot.
+    visits: Option<usize>,
     last_cpu: usize,
+}
+
+impl Thread {
+    /// Where it must run, if that matters. A thread that is bound to a CPU which is away runs anywhere.
+    fn place(&self) -> Option<usize> {
+        self.visits.or(self.bound).filter(|cpu| hotplug::is_online(*cpu))
+    }
 }
 
 /// The queue is a ring of thread numbers.
@@ -66,7 +75,7 @@ impl Sched {
             let thread = self.queue[self.queue_first] as usize;
             self.queue_first = (self.queue_first + 1) % MAX_THREADS;
             self.queue_len -= 1;
-            if self.threads[thread].bound.is_none_or(|bound| bound == cpu) {
+            if self.threads[thread].place().is_none_or(|place| place == cpu) {
                 return Some(thread);
             }
             self.make_ready(thread);
@@ -76,8 +85,9 @@ impl Sched {
 }
 
 static SCHED: Lock<SpinLock, Sched> = Lock::new(Sched {
-    threads: [const { Thread { frame: Frame::empty(), state: State::None, sleeps_on: 0, bound: None, last_cpu: 0 } };
-        MAX_THREADS],
+    threads: [const {
+        Thread { frame: Frame::empty(), state: State::None, sleeps_on: 0, bound: None, visits: None, last_cpu: 0 }
+    }; MAX_THREADS],
     queue: [0; MAX_THREADS],
     queue_first: 0,
     queue_len: 0,
@@ -99,8 +109,9 @@ pub(crate) fn switch(frame: &mut Frame) {
     let cpu = cpu::id();
     let current = here.thread.load(Ordering::Relaxed);
     let mut sched = SCHED.lock();
+    let stays = hotplug::is_online(cpu);
     let goes_on = current == IDLE || sched.threads[current as usize].state == State::Running;
-    if goes_on && sched.queue_len == 0 && !must_move(&sched, current, cpu) {
+    if goes_on && sched.queue_len == 0 && stays && !must_move(&sched, current, cpu) {
         return;
     }
     if current == IDLE {
@@ -124,7 +135,8 @@ pub(crate) fn switch(frame: &mut Frame) {
         }
     }
     SWITCHES.fetch_add(1, Ordering::Relaxed);
-    if let Some(number) = sched.take(cpu) {
+    let next = if stays { sched.take(cpu) } else { None };
+    if let Some(number) = next {
         let thread = &mut sched.threads[number];
         thread.state = State::Running;
         if thread.last_cpu != cpu {
@@ -139,7 +151,7 @@ pub(crate) fn switch(frame: &mut Frame) {
 }
 
 fn must_move(sched: &Sched, current: u32, cpu: usize) -> bool {
-    current != IDLE && sched.threads[current as usize].bound.is_some_and(|bound| bound != cpu)
+    current != IDLE && sched.threads[current as usize].place().is_some_and(|place| place != cpu)
 }
 
 /// Goes through the scheduler now.
@@ -181,6 +193,7 @@ pub(crate) fn spawn(entry: extern "C" fn(usize) -> !, argument: usize) -> Option
         sched.threads[thread].state = State::Blocked;
         sched.threads[thread].sleeps_on = 0;
         sched.threads[thread].bound = None;
+        sched.threads[thread].visits = None;
         thread
     };
     let top = stack_top(thread);
@@ -286,11 +299,52 @@ fn wake_addr(addr: usize) {
     }
 }
 
-/// The running thread goes on on this CPU and stays there, until [`unbind`]. False for what is no thread.
+/// The running thread goes on on this CPU and stays there, until [`unbind`] or until the CPU goes [away](crate::hotplug). False for
+/// what is no thread, and for a CPU that is away.
 pub(crate) fn bind(cpu: usize) -> bool {
     let Some(me) = current() else { return false };
     SCHED.lock().threads[me].bound = Some(cpu);
-    loop {
+    let there = go_to(cpu);
+    if !there {
+        unbind();
+    }
+    there
+}
+
+/// See [`bind`].
+pub(crate) fn unbind() {
+    if let Some(me) = current() {
+        SCHED.lock().threads[me].bound = None;
+    }
+}
+
+/// Like [`bind`], for a moment, whatever the thread is bound to; until [`end_visit`].
+pub(crate) fn visit(cpu: usize) -> bool {
+    let Some(me) = current() else { return false };
+    SCHED.lock().threads[me].visits = Some(cpu);
+    let there = go_to(cpu);
+    if !there {
+        end_visit();
+    }
+    there
+}
+
+/// The running thread goes back to where it is bound to.
+pub(crate) fn end_visit() {
+    let Some(me) = current() else { return };
+    let bound = {
+        let mut sched = SCHED.lock();
+        sched.threads[me].visits = None;
+        sched.threads[me].bound
+    };
+    if let Some(cpu) = bound {
+        go_to(cpu);
+    }
+}
+
+/// Yields until the running thread is on this CPU, where it must run. False when the CPU goes away.
+fn go_to(cpu: usize) -> bool {
+    while hotplug::is_online(cpu) {
         spin::mask();
         let here = cpu::id();
         spin::unmask();
@@ -300,13 +354,7 @@ pub(crate) fn bind(cpu: usize) -> bool {
         interrupts::send_others(interrupts::RESCHEDULE);
         yield_now();
     }
-}
-
-/// See [`bind`].
-pub(crate) fn unbind() {
-    if let Some(me) = current() {
-        SCHED.lock().threads[me].bound = None;
-    }
+    false
 }
 
 /// Whether somebody waits for something that only a thread could bring about, and no thread runs.

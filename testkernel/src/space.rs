@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use platform::{Lock, RawLock};
 
 use crate::spin::{self, SpinLock};
-use crate::{breaks, cpu, frames, interrupts};
+use crate::{breaks, cpu, frames, interrupts, numa};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -150,20 +150,67 @@ pub(crate) fn unback(addr: usize, bytes: usize) {
     });
 }
 
+/// Puts frames of a domain behind pages that nobody uses yet, as far as the domain has some. What the pages contain is lost.
+pub(crate) fn place(addr: usize, bytes: usize, domain: usize) {
+    // Frames on their way out, linked through their first word, 0 at the end.
+    let mut old = 0;
+    for page in (addr..addr + bytes).step_by(PAGE) {
+        if physical(page).is_none_or(|frame| numa::of_memory(frame) == domain) {
+            continue;
+        }
+        let Some(new) = frames::alloc_of(domain) else { break };
+        let _tables = TABLES.lock();
+        if let Some(entry) = entry(page, 0, false) {
+            // SAFETY: the entry of the caller's page, with the lock held; the old frame's contents are nobody's.
+            unsafe {
+                let frame = (*entry & FRAME) as usize;
+                *((DIRECT + frame) as *mut usize) = old;
+                old = frame;
+                *entry = new as u64 | PRESENT | WRITE;
+            }
+        }
+    }
+    if old != 0 {
+        shoot_down(addr, bytes);
+    }
+    while old != 0 {
+        let frame = old;
+        // SAFETY: linked above, and still ours.
+        old = unsafe { *((DIRECT + frame) as *const usize) };
+        frames::free(frame);
+    }
+}
+
 /// The one shootdown under way: its range, and a bit for each CPU that has yet to answer.
 static SHOOTDOWN: SpinLock = SpinLock::INIT;
 static RANGE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 static PENDING: AtomicU32 = AtomicU32::new(0);
 
+/// CPUs that have to answer, a bit each.
+static ATTENDING: AtomicU32 = AtomicU32::new(0);
+
+/// From now on this CPU is told what to forget, or no more: then it must forget all before it is again.
+pub(crate) fn set_attending(attends: bool) {
+    SHOOTDOWN.lock();
+    let own = 1 << cpu::id();
+    if attends {
+        ATTENDING.fetch_or(own, Ordering::SeqCst);
+    } else {
+        ATTENDING.fetch_and(!own, Ordering::SeqCst);
+    }
+    // SAFETY: 1. taken above.
+    unsafe { SHOOTDOWN.unlock() };
+}
+
 /// Makes every CPU forget the mappings of a range, and waits until all have.
 fn shoot_down(addr: usize, bytes: usize) {
     spin::mask();
     forget(addr, bytes);
-    if !breaks::NO_SHOOTDOWN.load(Ordering::Relaxed) && cpu::count() > 1 {
+    if !breaks::NO_SHOOTDOWN.load(Ordering::Relaxed) {
         SHOOTDOWN.lock();
         RANGE[0].store(addr, Ordering::Relaxed);
         RANGE[1].store(bytes, Ordering::Relaxed);
-        PENDING.store(((1 << cpu::count()) - 1) & !(1 << cpu::id()), Ordering::Release);
+        PENDING.store(ATTENDING.load(Ordering::SeqCst) & !(1 << cpu::id()), Ordering::Release);
         interrupts::send_others(interrupts::SHOOTDOWN);
         while PENDING.load(Ordering::Acquire) != 0 {
             core::hint::spin_loop();

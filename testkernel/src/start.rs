@@ -1,6 +1,7 @@
 //! From the first Rust instruction to a running suite.
 
 use core::ffi::{CStr, c_char};
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -10,7 +11,7 @@ use kern::{Boot, Heap, ObjectLayout, SLOT_STRIDE_BYTES, System};
 use crate::port::Kernel;
 use crate::serial::println;
 use crate::space::{self, DIRECT, HEAP, KERNEL, STATS, WORDS};
-use crate::{breaks, cpu, frames, interrupts, sched, suite};
+use crate::{breaks, cpu, frames, hotplug, interrupts, numa, sched, suite};
 
 /// Bytes that can be allocated before the allocator has booted.
 const EARLY_BYTES: usize = 16 << 10;
@@ -58,22 +59,28 @@ unsafe extern "C" {
 static READY: AtomicU32 = AtomicU32::new(0);
 static GO: AtomicBool = AtomicBool::new(false);
 
-/// The most memory in one range above the kernel, as the loader says.
-fn find_memory(info: &StartInfo) -> (usize, usize) {
+/// What the first page tables map.
+const MAPPED: usize = 4 << 30;
+/// Where a CPU starts in real mode.
+const TRAMPOLINE: usize = 0x8000;
+
+/// Memory by the loader's map.
+fn find_memory(info: &StartInfo) -> impl Iterator<Item = Range<usize>> + Clone {
     const RAM: u32 = 1;
-    /// What the first page tables map.
-    const MAPPED: usize = 4 << 30;
-    let own_end = (&raw const kernel_end) as usize - KERNEL;
     // SAFETY: the loader's table, in the direct map.
-    let ranges = unsafe {
+    let ranges: &'static [MemoryRange] = unsafe {
         let first = (DIRECT + info.memory_map as usize) as *const MemoryRange;
         core::slice::from_raw_parts(first, info.memory_ranges as usize)
     };
-    let usable = ranges.iter().filter(|range| range.kind == RAM).map(|range| {
-        let start = (range.start as usize).max(own_end);
-        (start, ((range.start + range.bytes) as usize).min(MAPPED))
-    });
-    usable.filter(|(start, end)| start < end).max_by_key(|(start, end)| end - start).expect("there is memory")
+    let usable = ranges.iter().filter(|range| range.kind == RAM);
+    usable.map(|range| range.start as usize..((range.start + range.bytes) as usize).min(MAPPED))
+}
+
+/// Bytes by physical address.
+fn physical_bytes(at: u64, bytes: usize) -> Option<&'static [u8]> {
+    let inside = (at as usize).checked_add(bytes).is_some_and(|end| end <= MAPPED);
+    // SAFETY: in the direct map; asked for what the firmware wrote, which nobody changes.
+    inside.then(|| unsafe { core::slice::from_raw_parts((DIRECT + at as usize) as *const u8, bytes) })
 }
 
 /// How many CPUs QEMU has made (its configuration device, item 5).
@@ -87,7 +94,7 @@ fn read_command_line(text: &str) {
         match word.split_once('=') {
             Some(("hz", hz)) => interrupts::set_tick_hz(hz.parse().expect("hz=NUMBER")),
             Some(("break", name)) => assert!(breaks::set(name), "no fault is named {name:?}"),
-            Some(("numa", domains)) => cpu::set_domains(domains.parse().expect("numa=NUMBER")),
+            Some(("numa", domains)) => suite::expect_domains(domains.parse().expect("numa=NUMBER")),
             Some(("only", name)) => suite::only(name),
             Some(("effort", percent)) => suite::set_effort(percent.parse().expect("effort=PERCENT")),
             _ if word == "debugger" => suite::ask_debugger(),
@@ -112,11 +119,15 @@ extern "C" fn start_first_cpu(info: usize) -> ! {
     cpu::init_vectors();
     let cpus = count_cpus().min(cpu::MAX_CPUS);
     cpu::set_count(cpus);
-    let (start, end) = find_memory(info);
-    frames::init(start, end);
+    numa::init(physical_bytes, info.rsdp);
+    // The kernel lies from its link address on, and the start of other CPUs at its own.
+    let kernel = 2 << 20..(&raw const kernel_end) as usize - KERNEL;
+    frames::init(find_memory(info), &[kernel, TRAMPOLINE..TRAMPOLINE + space::PAGE]);
     interrupts::init_machine();
     interrupts::init();
-    println!("boot: {cpus} CPUs, {} MiB, {} Hz, command line {line:?}", (end - start) >> 20, interrupts::tick_hz());
+    space::set_attending(true);
+    let (mib, domains, hz) = (frames::available() * space::PAGE >> 20, numa::domains(), interrupts::tick_hz());
+    println!("boot: {cpus} CPUs, {domains} domains, {mib} MiB, {hz} Hz, command line {line:?}");
     boot_allocator(cpus);
     start_other_cpus(cpus);
     space::finish_boot();
@@ -144,12 +155,11 @@ fn boot_allocator(cpus: usize) {
 }
 
 fn start_other_cpus(cpus: usize) {
-    const TRAMPOLINE: usize = DIRECT + 0x8000;
     let bytes = (&raw const tramp_end) as usize - (&raw const tramp_start) as usize;
     // SAFETY: low memory that nobody uses; the code's own copy lies where the loader put it.
     unsafe {
         let from = (DIRECT + (&raw const tramp_start) as usize) as *const u8;
-        core::ptr::copy_nonoverlapping(from, TRAMPOLINE as *mut u8, bytes);
+        core::ptr::copy_nonoverlapping(from, (DIRECT + TRAMPOLINE) as *mut u8, bytes);
     }
     let others = cpus as u32 - 1;
     if others == 0 {
@@ -172,6 +182,7 @@ fn start_other_cpus(cpus: usize) {
 extern "C" fn start_other_cpu(id: usize) -> ! {
     cpu::init(id);
     interrupts::init();
+    space::set_attending(true);
     READY.fetch_add(1, Ordering::AcqRel);
     while !GO.load(Ordering::Acquire) {
         core::hint::spin_loop();
@@ -184,5 +195,6 @@ extern "C" fn start_other_cpu(id: usize) -> ! {
 fn idle() -> ! {
     loop {
         cpu::wait_for_interrupt();
+        hotplug::leave_if_asked();
     }
 }

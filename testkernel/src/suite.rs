@@ -9,11 +9,13 @@ use kern::{System, TypeId};
 use platform::{Lock, MisuseReport, Platform as _};
 use testsuite::{Host, Outcome, Tally, Test, Verdict, ensure};
 
+use crate::frames::{PHYSICAL, Physical};
+use crate::hardware::*;
 use crate::port::Kernel;
 use crate::serial::{self, Exit, println};
 use crate::space::{DIRECT, PAGE};
 use crate::spin::SpinLock;
-use crate::{breaks, cpu, debugger, fault, frames, interrupts, misuse, sched, space, start};
+use crate::{breaks, cpu, debugger, fault, frames, hotplug, interrupts, misuse, numa, sched, space, start};
 
 /// This kernel as the suite sees it.
 pub(crate) struct Machine;
@@ -42,6 +44,7 @@ extern "C" fn run_member(group: usize) -> ! {
 
 impl Host for Machine {
     type P = Kernel;
+    type Frames = Physical;
 
     fn system(&self) -> &System<Kernel> {
         start::system()
@@ -85,6 +88,25 @@ impl Host for Machine {
         sched::yield_now();
     }
 
+    fn on_cpu(&self, cpu: usize, body: &mut dyn FnMut() -> Outcome) -> Outcome {
+        sched::bind(cpu);
+        let outcome = body();
+        sched::unbind();
+        outcome
+    }
+
+    fn set_online(&self, cpu: usize, online: bool) -> bool {
+        if online { hotplug::online(cpu) } else { hotplug::offline(cpu) }
+    }
+
+    fn frames(&self) -> Option<&Physical> {
+        Some(&PHYSICAL)
+    }
+
+    fn domain_of_memory(&self, addr: usize) -> Option<usize> {
+        space::physical(addr).map(numa::of_memory)
+    }
+
     fn limit_memory(&self, pages: Option<usize>) -> bool {
         frames::limit(pages);
         true
@@ -108,12 +130,19 @@ impl Host for Machine {
 }
 
 static EFFORT: AtomicUsize = AtomicUsize::new(100);
+/// NUMA domains that the machine was made with.
+pub(crate) static DOMAINS: AtomicUsize = AtomicUsize::new(1);
 static DEBUGGER: AtomicBool = AtomicBool::new(false);
 static ONLY: Lock<SpinLock, Option<String>> = Lock::new(None);
 
 /// Runs only tests whose names contain this.
 pub(crate) fn only(name: &str) {
     *ONLY.lock() = Some(String::from(name));
+}
+
+/// So many domains are to be found.
+pub(crate) fn expect_domains(domains: usize) {
+    DOMAINS.store(domains, Ordering::Relaxed);
 }
 
 /// Percent of the usual amount of work.
@@ -157,7 +186,7 @@ pub(crate) extern "C" fn main(_: usize) -> ! {
     serial::exit(if tally.failed == 0 && tally.passed > 0 { Exit::Passed } else { Exit::Failed })
 }
 
-fn own_tests() -> [Test<Machine>; 8] {
+fn own_tests() -> [Test<Machine>; 12] {
     macro_rules! tests {
         ($($name:ident),* $(,)?) => {
             [$(Test { name: stringify!($name), run: |host| Verdict::from($name(host)) }),*]
@@ -170,6 +199,10 @@ fn own_tests() -> [Test<Machine>; 8] {
         a_guard_page_stops_an_overflow,
         pages_given_back_are_gone_on_every_cpu,
         a_bound_thread_stays,
+        the_domains_are_those_of_the_machine,
+        a_broken_affinity_table_is_refused,
+        a_cpu_that_leaves_runs_nothing_until_it_is_back,
+        a_cpu_that_was_away_forgets_its_mappings,
         boxes_are_counted_by_the_allocator,
         the_debugger_prints_without_allocating,
     ]

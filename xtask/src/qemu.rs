@@ -116,12 +116,15 @@ impl Machine {
         self.effort = 20;
     }
 
-    /// Four CPUs that take turns; two at once; and two, one instruction at a time under a fast timer.
-    pub(crate) fn for_tests() -> [Self; 3] {
-        let (turns, mut multi, mut stepping) = (Self::default(), Self::default(), Self::default());
+    /// Four CPUs that take turns; the same in two domains, for what domains are about; two CPUs at once; and two, one instruction at a
+    /// time under a fast timer.
+    pub(crate) fn for_tests() -> [Self; 4] {
+        let mut machines = [const { () }; 4].map(|()| Self::default());
+        let [_, domains, multi, stepping] = &mut machines;
+        (domains.numa, domains.effort) = (2, 20);
         (multi.cpus, multi.multi) = (2, true);
         stepping.stepping();
-        [turns, multi, stepping]
+        machines
     }
 
     /// A machine on which the fault must show.
@@ -165,7 +168,8 @@ impl Machine {
     pub(crate) fn described(&self) -> String {
         let how = if self.multi { "at once" } else { "in turn" };
         let step = if self.single_step { ", one instruction at a time" } else { "" };
-        format!("{} CPUs {how}{step}, timer at {} Hz", self.cpus, self.hz)
+        let domains = if self.numa > 1 { format!(" of {} domains", self.numa) } else { String::new() };
+        format!("{} CPUs{domains} {how}{step}, timer at {} Hz", self.cpus, self.hz)
     }
 
     fn command_line(&self) -> String {

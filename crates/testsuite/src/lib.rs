@@ -12,17 +12,25 @@ extern crate alloc;
 
 mod basic;
 mod block;
+mod contiguous;
 mod contract;
+mod cpus;
+mod domains;
 mod interrupts;
 mod ledger;
+mod pressure;
 mod sharing;
 mod shortage;
+mod sleepers;
+mod zones;
+
+pub mod no_frames;
 
 use alloc::string::String;
 use core::fmt::{Arguments, Write as _};
 
 use kern::{System, TypeId};
-use platform::{MisuseReport, Platform};
+use platform::{Frames, MisuseReport, Platform};
 
 /// Why a test failed.
 pub type Outcome = Result<(), String>;
@@ -41,6 +49,8 @@ macro_rules! ensure {
 pub trait Host: Sync {
     /// The port under test.
     type P: Platform;
+    /// The owner of page frames; [`no_frames::NoFrames`] where there is none.
+    type Frames: Frames;
 
     /// Its allocator, booted.
     fn system(&self) -> &System<Self::P>;
@@ -63,6 +73,26 @@ pub trait Host: Sync {
 
     /// From now on the system has about so many pages to give; as many as there are with `None`. False where that cannot be had.
     fn limit_memory(&self, pages: Option<usize>) -> bool;
+
+    /// Runs `body` on this CPU, as far as the host can say where a thread runs.
+    fn on_cpu(&self, _cpu: usize, body: &mut dyn FnMut() -> Outcome) -> Outcome {
+        body()
+    }
+
+    /// Sends a CPU away, and tells the allocator ([`System::cpu_offline`]); or has it back. False where that cannot be had.
+    fn set_online(&self, _cpu: usize, _online: bool) -> bool {
+        false
+    }
+
+    /// Page frames for contiguous memory, where there are any.
+    fn frames(&self) -> Option<&Self::Frames> {
+        None
+    }
+
+    /// NUMA domain of the memory behind an address, by other means than [`Platform::place_pages`]; `None` where nobody knows.
+    fn domain_of_memory(&self, _addr: usize) -> Option<usize> {
+        None
+    }
 
     /// Whether [`Platform::discard`] ever does.
     fn gives_pages_back(&self) -> bool {
@@ -118,7 +148,7 @@ impl From<Outcome> for Verdict {
 
 /// The list.
 #[must_use]
-pub fn tests<H: Host>() -> [Test<H>; 22] {
+pub fn tests<H: Host>() -> [Test<H>; 40] {
     macro_rules! tests {
         ($($module:ident :: $name:ident),* $(,)?) => {
             [$(Test { name: stringify!($name), run: |host| $module::$name(host).into() }),*]
@@ -143,9 +173,27 @@ pub fn tests<H: Host>() -> [Test<H>; 22] {
         sharing::buckets_change_hands,
         interrupts::interrupts_allocate_under_load,
         interrupts::a_million_allocations_are_counted_to_the_byte,
+        sleepers::sleepers_on_a_types_limit_are_served_in_order,
+        sleepers::sleepers_on_a_zones_limit_are_served_in_order,
+        sleepers::a_crowd_under_a_limit_gets_through,
+        zones::a_zones_last_item_is_fetched_from_any_cpu,
+        zones::items_of_a_zone_have_a_copy_for_each_cpu,
+        zones::readers_see_no_item_change,
+        contiguous::contiguous_memory_keeps_its_constraints,
+        contiguous::low_memory_ends_and_comes_back,
+        contiguous::a_frame_has_one_holder,
+        domains::a_zone_takes_memory_of_the_callers_domain,
+        domains::a_zone_takes_memory_of_all_domains_in_turn,
+        domains::items_go_home_to_their_domain,
+        cpus::a_cpu_that_leaves_gives_its_items_to_the_others,
+        cpus::cpus_leave_and_come_back_under_load,
         shortage::memory_ends_in_null,
         shortage::memory_goes_back_and_comes_again,
         shortage::threads_survive_shortage,
+        pressure::memory_in_other_cpus_caches_serves_before_anyone_sleeps,
+        pressure::what_can_give_memory_is_asked_in_order,
+        sleepers::sleepers_for_memory_are_served_in_order,
+        sleepers::sleepers_are_woken_by_interrupts,
         basic::nothing_is_out_of_order,
     ]
 }
@@ -214,6 +262,18 @@ fn type_name<P: Platform>(system: &System<P>, id: TypeId) -> String {
     let mut name = String::new();
     let _ = write!(name, "{}", abi::c_text(&system.type_record(id).name).escape_ascii());
     name
+}
+
+/// Lets others run until it is so. An error, rather than to hang, when it never comes.
+fn until<H: Host>(host: &H, what: &str, is_so: impl Fn() -> bool) -> Outcome {
+    const MOST_YIELDS: usize = 4_000_000;
+    for _ in 0..MOST_YIELDS {
+        if is_so() {
+            return Ok(());
+        }
+        host.yield_now();
+    }
+    Err(alloc::format!("waited in vain: {what}"))
 }
 
 /// Random enough to visit everything (xorshift64*).

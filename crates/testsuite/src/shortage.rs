@@ -9,7 +9,7 @@ use crate::block::Block;
 use crate::ledger::Ledger;
 use crate::{Host, Outcome, Random, Shared, Verdict, ensure, new_type};
 
-const UNLIMITED: Verdict = Verdict::Skipped("memory cannot be made scarce here");
+pub(crate) const UNLIMITED: Verdict = Verdict::Skipped("memory cannot be made scarce here");
 
 /// Runs `body` with so many pages left.
 fn with_pages<H: Host>(host: &H, pages: usize, body: impl FnOnce() -> Outcome) -> Verdict {

@@ -6,6 +6,7 @@ use std::fmt::Arguments;
 
 use hosted::{Linux, SYSTEM};
 use kern::System;
+use kernmalloc_testsuite::no_frames::NoFrames;
 use kernmalloc_testsuite::{Host, Outcome};
 use platform::MisuseReport;
 
@@ -13,6 +14,7 @@ struct Process;
 
 impl Host for Process {
     type P = Linux;
+    type Frames = NoFrames;
 
     fn system(&self) -> &System<Linux> {
         &SYSTEM
@@ -36,6 +38,24 @@ impl Host for Process {
 
     fn yield_now(&self) {
         std::thread::yield_now();
+    }
+
+    /// Of the CPUs that the process may use.
+    fn on_cpu(&self, cpu: usize, body: &mut dyn FnMut() -> Outcome) -> Outcome {
+        let size = size_of::<libc::cpu_set_t>();
+        // SAFETY: zeros are an empty set; records of ours, read and written; the running thread.
+        unsafe {
+            let (mut before, mut only) = (core::mem::zeroed(), core::mem::zeroed());
+            libc::sched_getaffinity(0, size, &raw mut before);
+            let allowed = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &before));
+            if let Some(cpu) = allowed.clone().nth(cpu % allowed.count().max(1)) {
+                libc::CPU_SET(cpu, &mut only);
+                libc::sched_setaffinity(0, size, &raw const only);
+            }
+            let outcome = body();
+            libc::sched_setaffinity(0, size, &raw const before);
+            outcome
+        }
     }
 
     /// A limit on the address space, so much above what the process has.

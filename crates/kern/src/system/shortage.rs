@@ -97,6 +97,11 @@ impl<P: Platform> System<P> {
         Sleeper { queue, ticket, woken }
     }
 
+    /// Requests that sleep for memory now, each in the queue of its size. Those of zones are in their statistics.
+    pub fn sleepers(&self) -> usize {
+        self.shortage.sleepers.load(Ordering::Acquire) as usize
+    }
+
     /// What a sleeper must read before it tries, and hand to [`sleep`](Self::sleep) when it tried in vain.
     pub(crate) fn wakeups(&self) -> u32 {
         self.shortage.wakeups.load(Ordering::Acquire)

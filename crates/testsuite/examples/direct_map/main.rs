@@ -8,6 +8,7 @@ mod port;
 use core::fmt::Arguments;
 
 use kern::System;
+use kernmalloc_testsuite::no_frames::NoFrames;
 use kernmalloc_testsuite::{Host, Outcome};
 use machine::CPUS;
 use platform::MisuseReport;
@@ -22,6 +23,7 @@ fn on_cpu(number: usize, body: &dyn Fn()) {
 
 impl Host for Process {
     type P = Kernel;
+    type Frames = NoFrames;
 
     fn system(&self) -> &System<Kernel> {
         &SYSTEM
@@ -46,6 +48,11 @@ impl Host for Process {
     fn yield_now(&self) {
         machine::set_cpu((machine::cpu() + 1) % CPUS);
         std::thread::yield_now();
+    }
+
+    fn on_cpu(&self, cpu: usize, body: &mut dyn FnMut() -> Outcome) -> Outcome {
+        machine::set_cpu(cpu % CPUS);
+        body()
     }
 
     fn limit_memory(&self, pages: Option<usize>) -> bool {

@@ -9,6 +9,7 @@ use core::fmt::Arguments;
 use core::sync::atomic::Ordering;
 
 use kern::System;
+use kernmalloc_testsuite::no_frames::NoFrames;
 use kernmalloc_testsuite::{Host, Outcome};
 use platform::{MisuseReport, Platform as _};
 use port::{ALLOCATOR, Board, HEAP_BYTES, HEAP_USED, MISUSE, TICKS};
@@ -17,6 +18,7 @@ struct Process;
 
 impl Host for Process {
     type P = Board;
+    type Frames = NoFrames;
 
     fn system(&self) -> &System<Board> {
         ALLOCATOR.system()
