@@ -1,24 +1,53 @@
 //! A prompt on the serial line, as ddb(4) has it. No lock is taken and nothing is allocated: it must work when both are broken.
 
 use core::fmt::{Result, Write};
+use core::sync::atomic::AtomicBool;
 
+use kern::System;
+use kern::text::Text;
+use platform::Lock;
+
+use crate::port::Kernel;
 use crate::serial::Raw;
+use crate::spin::SpinLock;
 use crate::{cpu, fault, interrupts, sched, serial, start};
 
 /// What it understands, besides `continue` and `help`.
-pub(crate) const COMMANDS: [&str; 11] = [
+pub(crate) const COMMANDS: [&str; 14] = [
     "show malloc",
-    "show malloc /i",
+    "show malloc/i",
     "show uma",
+    "show uma/i",
     "show umacache",
     "show vmem",
     "show vmemdump",
     "show multizone_matches",
+    "show block",
     "show allmalloc",
     "show threads",
     "show cpus",
+    "show panic",
     "trace",
 ];
+
+/// Whether somebody sits at the console: then a panic ends at the prompt rather than with the machine.
+pub(crate) static INTERACTIVE: AtomicBool = AtomicBool::new(false);
+
+/// What the kernel panicked of: kept for `show panic`, with the CPU and the thread whose memory a dump would be of.
+pub(crate) struct Panic {
+    pub(crate) text: Text<256>,
+    pub(crate) cpu: usize,
+    pub(crate) thread: Option<usize>,
+}
+
+/// Written once, by the one CPU that panics.
+static PANIC: Lock<SpinLock, Option<Panic>> = Lock::new(None);
+
+/// Keeps it. Takes no lock: whoever panics may hold any.
+pub(crate) fn keep(panic: Panic) {
+    // SAFETY: all other CPUs have stopped, and this one comes here once.
+    unsafe { *PANIC.as_ptr() = Some(panic) };
+}
 
 /// Stops all other CPUs, which do not come back, and reads commands until `continue`.
 pub(crate) fn enter(why: &str) {
@@ -34,42 +63,42 @@ pub(crate) fn enter(why: &str) {
         match line {
             "" => {}
             "c" | "continue" => return,
-            _ => {
-                let mut text = kern::text::Text::<64>::new();
-                text.push(line.as_bytes());
-                run(&text, &mut Raw);
-            }
+            _ => run(line, &mut Raw),
         }
     }
 }
 
 /// Runs one command.
-pub(crate) fn run(line: &kern::text::Text<64>, out: &mut dyn Write) {
-    let line = core::str::from_utf8(line.as_bytes()).unwrap_or("");
+pub(crate) fn run(line: &str, out: &mut dyn Write) {
     let _ = execute(line, out);
 }
 
 fn execute(line: &str, out: &mut dyn Write) -> Result {
     let system = start::system();
-    if let Some(addr) = line.strip_prefix("show multizone_matches ") {
+    for (command, show) in [
+        ("show multizone_matches", System::show_matches as fn(&System<Kernel>, usize, &mut dyn Write) -> Result),
+        ("show block", System::show_block),
+    ] {
+        let Some(addr) = line.strip_prefix(command) else { continue };
         return match usize::from_str_radix(addr.trim().trim_start_matches("0x"), 16) {
-            Ok(addr) => system.show_matches(addr, out),
-            Err(_) => writeln!(out, "{addr:?} is no address: write it in hexadecimal"),
+            Ok(addr) => show(system, addr, out),
+            Err(_) => writeln!(out, "usage: {command} <addr>, in hexadecimal"),
         };
     }
     match line {
         "show malloc" => system.show_malloc(out, false),
-        "show malloc /i" => system.show_malloc(out, true),
+        "show malloc/i" => system.show_malloc(out, true),
         "show allmalloc" => system.vmstat_m(out),
-        "show uma" => system.show_uma(out),
+        "show uma" => system.show_uma(out, false),
+        "show uma/i" => system.show_uma(out, true),
         "show umacache" => system.show_umacache(out),
         // SAFETY: 1. the other CPUs have stopped (or, in the test, hold no pages: the lock is ours).
         "show vmem" => unsafe { system.show_vmem(out) },
         // SAFETY: as above.
         "show vmemdump" => unsafe { system.show_vmemdump(out) },
-        "show multizone_matches" => writeln!(out, "of which address? show multizone_matches ADDR"),
         "show threads" => sched::show(out),
         "show cpus" => show_cpus(out),
+        "show panic" => show_panic(out),
         "trace" => {
             let frame: usize;
             // SAFETY: reads a register.
@@ -82,6 +111,17 @@ fn execute(line: &str, out: &mut dyn Write) -> Result {
             COMMANDS.iter().try_for_each(|command| writeln!(out, "  {command}"))?;
             writeln!(out, "  continue")
         }
+    }
+}
+
+fn show_panic(out: &mut dyn Write) -> Result {
+    // SAFETY: whoever writes it does so before the prompt.
+    let Some(panic) = (unsafe { &*PANIC.as_ptr() }) else { return writeln!(out, "no panic") };
+    writeln!(out, "panic: {}", core::str::from_utf8(panic.text.as_bytes()).unwrap_or("?"))?;
+    writeln!(out, "cpuid = {}", panic.cpu)?;
+    match panic.thread {
+        Some(thread) => writeln!(out, "dumptid = {thread}"),
+        None => writeln!(out, "dumptid = none: no thread ran"),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Exceptions, panics, and the way out of them.
 
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::entry::{Frame, RBP};
 use crate::serial::{self, Raw};
-use crate::{cpu, interrupts, sched};
+use crate::{cpu, debugger, interrupts, sched};
 
 unsafe extern "C" {
     fn probe_read(addr: usize) -> isize;
@@ -96,21 +96,34 @@ pub(crate) fn backtrace(mut frame: usize, out: &mut dyn core::fmt::Write) {
     }
 }
 
-/// Prints why and where, stops all CPUs, and ends the machine.
+/// Prints why and where, stops all CPUs, and ends the machine; by way of the debugger's prompt, if somebody sits at it.
 fn die(why: core::fmt::Arguments<'_>, frame: usize, rip: usize) -> ! {
     use core::fmt::Write as _;
-    static DYING: AtomicBool = AtomicBool::new(false);
+    /// The CPU that dies, plus one.
+    static DYING: AtomicU32 = AtomicU32::new(0);
     cpu::interrupts_off();
-    if DYING.swap(true, Ordering::SeqCst) {
-        cpu::halt();
+    let (cpu, thread) = (cpu::id(), sched::current());
+    match DYING.compare_exchange(0, cpu as u32 + 1, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(first) if first == cpu as u32 + 1 => {
+            let _ = writeln!(Raw, "\npanic in a panic: {why}");
+            serial::exit(serial::Exit::Panic)
+        }
+        Err(_) => cpu::halt(),
     }
     interrupts::stop_others();
+    let mut text = kern::text::Text::new();
+    let _ = write!(text, "{why}");
+    debugger::keep(debugger::Panic { text, cpu, thread });
     let _ = writeln!(Raw, "\npanic: {why}");
-    let _ = writeln!(Raw, "cpu {}, thread {:?}", cpu::id(), sched::current());
+    let _ = writeln!(Raw, "cpu {cpu}, thread {thread:?}");
     if rip != 0 {
         let _ = writeln!(Raw, "  at {rip:#x}");
     }
     backtrace(frame, &mut Raw);
+    if debugger::INTERACTIVE.load(Ordering::Relaxed) {
+        debugger::enter("panic");
+    }
     serial::exit(serial::Exit::Panic)
 }
 

@@ -11,7 +11,7 @@ extern crate alloc;
 
 /// All of the kernel, in files beside this one; one `cfg` for the lot.
 #[cfg(panic = "abort")]
-#[path = "."]
+#[path = ""]
 mod kernel {
     pub(crate) mod acpi;
     pub(crate) mod boot;

@@ -11,7 +11,7 @@ use kern::{Boot, Heap, ObjectLayout, SLOT_STRIDE_BYTES, System};
 use crate::port::Kernel;
 use crate::serial::println;
 use crate::space::{self, DIRECT, HEAP, KERNEL, STATS, WORDS};
-use crate::{breaks, cpu, frames, hotplug, interrupts, numa, sched, suite};
+use crate::{breaks, cpu, debugger, frames, hotplug, interrupts, numa, sched, suite};
 
 /// Bytes that can be allocated before the allocator has booted.
 const EARLY_BYTES: usize = 16 << 10;
@@ -98,8 +98,11 @@ fn read_command_line(text: &str) {
             Some(("only", name)) => suite::only(name),
             Some(("effort", percent)) => suite::set_effort(percent.parse().expect("effort=PERCENT")),
             _ if word == "debugger" => suite::ask_debugger(),
+            _ if word == "ddb" => debugger::INTERACTIVE.store(true, Ordering::Relaxed),
+            _ if word == "panic" => suite::ask_panic(),
             _ => panic!(
-                "{word:?} on the command line means nothing; known are hz=N, numa=N, effort=PERCENT, break=NAME, only=NAME, debugger"
+                "{word:?} on the command line means nothing; known are hz=N, numa=N, effort=PERCENT, break=NAME, only=NAME, debugger \
+                 (enter it after the suite), ddb (enter it at a panic), panic (after the suite)"
             ),
         }
     }

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt::Arguments;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use kern::zone::{How, ZoneConfig};
 use kern::{System, TypeId};
 use platform::{Lock, MisuseReport, Platform as _};
 use testsuite::{Host, Outcome, Tally, Test, Verdict, ensure};
@@ -133,6 +134,7 @@ static EFFORT: AtomicUsize = AtomicUsize::new(100);
 /// NUMA domains that the machine was made with.
 pub(crate) static DOMAINS: AtomicUsize = AtomicUsize::new(1);
 static DEBUGGER: AtomicBool = AtomicBool::new(false);
+static PANIC: AtomicBool = AtomicBool::new(false);
 static ONLY: Lock<SpinLock, Option<String>> = Lock::new(None);
 
 /// Runs only tests whose names contain this.
@@ -153,6 +155,11 @@ pub(crate) fn set_effort(percent: usize) {
 /// Enters the debugger after the suite.
 pub(crate) fn ask_debugger() {
     DEBUGGER.store(true, Ordering::Relaxed);
+}
+
+/// Panics after the suite, to show what a panic does.
+pub(crate) fn ask_panic() {
+    PANIC.store(true, Ordering::Relaxed);
 }
 
 /// The first thread.
@@ -183,6 +190,7 @@ pub(crate) extern "C" fn main(_: usize) -> ! {
     if DEBUGGER.load(Ordering::Relaxed) {
         debugger::enter("asked for on the command line");
     }
+    assert!(!PANIC.load(Ordering::Relaxed), "asked for on the command line");
     serial::exit(if tally.failed == 0 && tally.passed > 0 { Exit::Passed } else { Exit::Failed })
 }
 
@@ -386,40 +394,66 @@ fn boxes_are_counted_by_the_allocator(host: &Machine) -> Outcome {
 }
 
 fn the_debugger_prints_without_allocating(host: &Machine) -> Outcome {
-    struct Count(usize);
-    impl core::fmt::Write for Count {
+    let system = host.system();
+    let name = "shown by ddb";
+    let id =
+        system.register_type(abi::type_kind::STATIC, abi::NO_LIB, 0, name.as_bytes()).ok_or("no row for a type")?;
+    let zone = system.zcreate(&ZoneConfig::new("shown", 700, 8)).map_err(|why| alloc::format!("{why}"))?;
+    let item = zone.alloc(How::NOWAIT).map_err(|why| alloc::format!("{why}"))?;
+    let blocks = [100, 100, 5000].map(|bytes| system.alloc(bytes, id));
+    let mut lines = [const { kern::text::Text::<64>::new() }; debugger::COMMANDS.len()];
+    for (line, command) in lines.iter_mut().zip(debugger::COMMANDS) {
+        line.push(command.as_bytes());
+        if command.ends_with("matches") || command.ends_with("block") {
+            line.push(b" ").push_hex(blocks[2] as u64);
+        }
+    }
+    /// As much as there is room for: to make more would be to allocate.
+    struct Bounded(String);
+    impl core::fmt::Write for Bounded {
         fn write_str(&mut self, text: &str) -> core::fmt::Result {
-            self.0 += text.len();
+            if self.0.len() + text.len() <= self.0.capacity() {
+                self.0.push_str(text);
+            }
             Ok(())
         }
     }
-    let system = host.system();
-    let block = system.alloc(100, TypeId::MALLOC);
-    // Every command, with every lock of the allocator held: whoever takes one hangs.
-    let (before, mut out) = (system.totals(TypeId::MALLOC), Count(0));
+    let mut out = Bounded(String::with_capacity(200_000));
+    // Every command, with every lock of the allocator held: whoever takes one hangs. Nobody else allocates: a thread that did would
+    // wait for us.
+    let before = system.totals(TypeId::MALLOC);
     for (_, lock) in system.locks() {
         platform::RawLock::lock(lock);
     }
-    for command in debugger::COMMANDS {
-        debugger::run(&format_command(command, block as usize), &mut out);
+    for line in &lines {
+        debugger::run(core::str::from_utf8(line.as_bytes()).unwrap_or(""), &mut out);
     }
     for (_, lock) in system.locks() {
         // SAFETY: 1. taken above.
         unsafe { platform::RawLock::unlock(lock) };
     }
     let after = system.totals(TypeId::MALLOC);
-    // SAFETY: 1. ours, unused from now on.
-    unsafe { system.free(block, 0) };
-    ensure!(out.0 > 500, "the debugger printed {} bytes", out.0);
-    ensure!(after.allocs == before.allocs, "{} allocations by the debugger", after.allocs - before.allocs);
-    Ok(())
-}
-
-fn format_command(command: &str, addr: usize) -> kern::text::Text<64> {
-    let mut line = kern::text::Text::new();
-    line.push(command.as_bytes());
-    if command.ends_with("matches") {
-        line.push(b" ").push_hex(addr as u64);
+    let out = out.0;
+    for block in blocks {
+        // SAFETY: 1. ours, unused from now on.
+        unsafe { system.free(block, 0) };
     }
-    line
+    // SAFETY: as above, and the zone's.
+    unsafe { zone.free(item.as_ptr()) };
+    ensure!(after.allocs == before.allocs, "{} allocations by the debugger", after.allocs - before.allocs);
+    let row = alloc::format!("{name:>18} {:>12} {:>12}K {:>12}", 3, (112 + 112 + 5120usize).div_ceil(1024), 3);
+    let csv = alloc::format!("\"{name}\",3,6K,3");
+    let at = alloc::format!(
+        "{:#x} is 0 bytes into an item of 5120 bytes at {:#x}, type {name}, live",
+        blocks[2] as usize,
+        blocks[2] as usize
+    );
+    for line in [&*row, &csv, &at, name, "\tquantum:\t4096", "no panic"] {
+        ensure!(out.lines().any(|shown| shown == line), "the debugger does not say {line:?}, but:\n{out}");
+    }
+    let zone_row = out.lines().find(|line| line.starts_with("             shown    700       1 "));
+    ensure!(zone_row.is_some(), "the debugger does not show a zone:\n{out}");
+    // SAFETY: 1. no copy of the handle is used any more.
+    unsafe { zone.destroy() }.map_err(|why| alloc::format!("{why}"))?;
+    Ok(())
 }

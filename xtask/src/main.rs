@@ -40,10 +40,11 @@ Usage: cargo xtask COMMAND
       --smp N       so many CPUs (default 4)
       --multi       CPUs that run at once rather than in turn
       --singlestep  one instruction at a time under a fast timer: interrupts strike anywhere
-      --numa N      so many domains
+      --numa N      so many domains, each with its CPUs and its part of the memory
       --hz N        timer interrupts per second and CPU
       --only TEXT   only tests whose names contain TEXT
-      --debugger C  enters the debugger after the suite and gives it command C (\"show malloc\"); repeatable
+      --debugger C  enters the debugger after the suite, and at a panic, and gives it command C (\"show malloc\"); repeatable
+      --panic       panics after the suite
       --break NAME  with a fault put in, which the suite must catch: section-mask, tlb-shootdown, fpu-save, red-zone,
                     lost-wakeup, depot-race
   qemu --peers      threads that box, on our allocator and others in the same kernel; writes docs/benchmarks/kernel.md

@@ -15,6 +15,8 @@ const PACKAGE: &str = "kernmalloc-testkernel";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// QEMU's status when the kernel says that all passed, see `testkernel/src/serial.rs`.
 const PASSED: i32 = 0x10 << 1 | 1;
+/// And when it has panicked.
+const PANICKED: i32 = 0x12 << 1 | 1;
 
 /// A machine, and what the kernel is told.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Machine {
     only: Option<String>,
     /// Commands for the debugger, which is entered after the suite.
     debugger: Vec<String>,
+    /// The kernel panics after the suite; the debugger is entered then.
+    panic: bool,
 }
 
 impl Default for Machine {
@@ -48,6 +52,7 @@ impl Default for Machine {
             fault: None,
             only: None,
             debugger: Vec::new(),
+            panic: false,
         }
     }
 }
@@ -154,6 +159,7 @@ impl Machine {
                 "--effort" => machine.effort = number(value()?)?,
                 "--only" => machine.only = Some(value()?.clone()),
                 "--debugger" => machine.debugger.push(value()?.clone()),
+                "--panic" => machine.panic = true,
                 "--break" => _ = value()?,
                 _ => bail!("qemu has no option {arg:?}; `cargo xtask help` names them"),
             }
@@ -184,8 +190,11 @@ impl Machine {
         if self.numa > 1 {
             line += &format!(" numa={}", self.numa);
         }
-        if !self.debugger.is_empty() {
-            line += " debugger";
+        match (self.panic, self.debugger.is_empty()) {
+            (true, true) => line += " panic",
+            (true, false) => line += " ddb panic",
+            (false, true) => {}
+            (false, false) => line += " ddb debugger",
         }
         line
     }
@@ -346,39 +355,78 @@ pub(crate) fn control(kernel: &std::path::Path, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
-/// What the debugger is asked in the tests, and how the first line of the answer begins (`docs/porting.md` names the tables).
-const QUESTIONS: &[(&str, &str)] = &[
-    ("show malloc", "              Type        InUse        MemUse     Requests"),
-    ("show malloc /i", "Type,InUse,MemUse,Requests"),
-    ("show uma", "              Zone   Size    Used    Free    Requests  Sleeps  Bucket  Total Mem    XFree"),
-    ("show umacache", "              Zone   Size    Used    Free    Requests  Bucket"),
-    ("show vmem", "arena heap: quantum 0x1000"),
-    ("show multizone_matches 10", "0x10 is in no block"),
-    ("show threads", "thread 0: Running"),
-    ("trace", "  at 0xffffffff8"),
-    ("nonsense", "no command is called"),
+/// What the debugger is asked in the tests, and how the lines of the answer begin: all of it where that is the same in every run. The
+/// tables' contents are tested in `crates/kern/tests/debugger.rs`, and by the kernel against its own record.
+const QUESTIONS: &[(&str, &[&str])] = &[
+    ("show malloc", &["              Type        InUse        MemUse     Requests", "            malloc "]),
+    ("show malloc/i", &["Type,InUse,MemUse,Requests", "\"malloc\","]),
+    (
+        "show uma",
+        &["              Zone   Size    Used    Free    Requests  Sleeps  Bucket  Total Mem    XFree", "        "],
+    ),
+    ("show uma/i", &["Zone,Size,Used,Free,Requests,Sleeps,Bucket,Total Mem,XFree", "\"malloc-"]),
+    ("show umacache", &["              Zone     Size     Used     Free     Requests   Bucket"]),
+    (
+        "show vmem",
+        &[
+            "vmem 0xffffffff8",
+            "\tquantum:\t4096",
+            "\tsize:\t",
+            "\tinuse:\t",
+            "\tfree:\t",
+            "\tbusy tags:\t",
+            "\tfree tags:\t",
+        ],
+    ),
+    ("show vmemdump", &["vmem 0xffffffff8", "\t0xffffd000"]),
+    ("show multizone_matches 10", &["0x10 is in no block"]),
+    ("show multizone_matches", &["usage: show multizone_matches <addr>"]),
+    ("show block 10", &["0x10 is in no block"]),
+    ("show threads", &["thread 0: Running"]),
+    ("trace", &["  at 0xffffffff8"]),
+    ("nonsense", &["no command is called \"nonsense\"; there are:", "  show malloc"]),
 ];
 
-/// Asks the debugger all of [`QUESTIONS`].
+/// Asks the debugger all of [`QUESTIONS`]: entered after the suite, and at a panic.
 pub(crate) fn ask_debugger(kernel: &std::path::Path) -> Result<()> {
-    let machine = Machine {
-        only: Some("boxes".to_owned()),
-        debugger: QUESTIONS.iter().map(|(question, _)| (*question).to_owned()).collect(),
-        ..Machine::default()
+    let questions = |more: &[(&'static str, &'static [&'static str])]| {
+        QUESTIONS.iter().chain(more).map(|(question, answer)| (*question, *answer)).collect::<Vec<_>>()
     };
-    let run = machine.run(kernel, |_| ())?;
+    let machine = Machine { only: Some("boxes".to_owned()), ..Machine::default() };
+    let after_suite = questions(&[("show panic", &["no panic"])]);
+    let run = machine.ask(kernel, &after_suite)?;
     if !run.passed() {
         bail!("{}", run.why());
     }
-    for (question, answer) in QUESTIONS {
-        let asked = run.lines.iter().position(|line| line == &format!("db> {question}"));
-        let found = asked.and_then(|at| run.lines.get(at + 1)).map_or("", String::as_str);
-        if !found.starts_with(answer) {
-            bail!("{question:?} is answered with {found:?}, which should begin with {answer:?}");
-        }
+    let at_panic = questions(&[(
+        "show panic",
+        &["panic: panicked at testkernel/src/", "asked for on the command line", "cpuid = ", "dumptid = 0"],
+    )]);
+    let run = Machine { panic: true, ..machine }.ask(kernel, &at_panic)?;
+    if run.status != Some(PANICKED) {
+        bail!("a kernel that panics, and goes on from the prompt, ended with {:?}: {}", run.status, run.why());
     }
-    println!("{} questions answered", QUESTIONS.len());
+    println!("{} questions answered", after_suite.len() + at_panic.len());
     Ok(())
+}
+
+impl Machine {
+    /// Boots the kernel, enters the debugger and holds its answers against those expected.
+    fn ask(&self, kernel: &std::path::Path, questions: &[(&str, &[&str])]) -> Result<Run> {
+        let debugger = questions.iter().map(|(question, _)| (*question).to_owned()).collect();
+        let run = Self { debugger, ..self.clone() }.run(kernel, |_| ())?;
+        for (question, answer) in questions {
+            let asked = run.lines.iter().position(|line| line == &format!("db> {question}"));
+            let found = asked.and_then(|at| run.lines.get(at + 1..)).unwrap_or_default();
+            for (number, expected) in answer.iter().enumerate() {
+                let line = found.get(number).map_or("", String::as_str);
+                if !line.starts_with(expected) {
+                    bail!("line {} of the answer to {question:?} is {line:?}, not {expected:?}", number + 1);
+                }
+            }
+        }
+        Ok(run)
+    }
 }
 
 /// Names and verdicts in what a suite printed.
@@ -443,6 +491,9 @@ mod tests {
         let machine = parse("--smp 2 --multi --only boxes").unwrap();
         assert_eq!((machine.cpus, machine.multi), (2, true));
         assert_eq!(machine.command_line(), "hz=1000 effort=100 only=boxes");
+        assert_eq!(parse("--panic").unwrap().command_line(), "hz=1000 effort=100 panic");
+        let machine = parse("--panic --debugger trace --numa 2").unwrap();
+        assert_eq!(machine.command_line(), "hz=1000 effort=100 numa=2 ddb panic");
         assert_eq!(parse("--break lost-wakeup").unwrap().command_line(), "hz=10000 effort=20 break=lost-wakeup");
         for wrong in ["--smp", "--smp x", "--smp 0", "--smp 17", "--break nothing", "--break", "--fast", "--numa 5"] {
             assert!(parse(wrong).is_err(), "{wrong}");

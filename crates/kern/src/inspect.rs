@@ -15,15 +15,54 @@ use crate::system::System;
 use crate::text::Text;
 
 /// What `show uma` says of a zone.
-struct ZoneFigures {
-    item_bytes: u64,
-    used: u64,
-    free: u64,
-    requests: u64,
-    sleeps: u64,
-    bucket: u64,
-    total_bytes: u64,
-    xdomain: u64,
+pub(crate) struct ZoneFigures {
+    pub(crate) name: [u8; 32],
+    /// Its items come from elsewhere.
+    pub(crate) is_cache: bool,
+    pub(crate) item_bytes: u64,
+    pub(crate) used: u64,
+    pub(crate) free: u64,
+    pub(crate) requests: u64,
+    pub(crate) sleeps: u64,
+    pub(crate) bucket: u64,
+    pub(crate) xdomain: u64,
+}
+
+impl ZoneFigures {
+    /// Of all items, in use or free: what FreeBSD calls the zone's memory.
+    fn total_bytes(&self) -> u64 {
+        self.used.wrapping_add(self.free).wrapping_mul(self.item_bytes)
+    }
+}
+
+/// Shows items in falling order of their weight, equal ones as they come. There is no room to sort in, so each is searched for.
+fn largest_first<T, I: Iterator<Item = (u64, T)>>(
+    items: impl Fn() -> I,
+    mut show: impl FnMut(u64, T) -> Result,
+) -> Result {
+    // The weight of those shown last, and how many of that weight.
+    let (mut last, mut shown) = (None, 0usize);
+    loop {
+        let mut best: Option<(u64, T)> = None;
+        let mut equal = 0;
+        for (weight, item) in items() {
+            let comes = match last {
+                Some(max) if weight > max => false,
+                Some(max) if weight == max => {
+                    equal += 1;
+                    equal > shown
+                }
+                _ => true,
+            };
+            if comes && best.as_ref().is_none_or(|(most, _)| weight > *most) {
+                best = Some((weight, item));
+            }
+        }
+        let Some((weight, item)) = best else { return Ok(()) };
+        shown = if last == Some(weight) { shown + 1 } else { 1 };
+        last = Some(weight);
+        show(weight, item)?;
+    }
 }
 
 impl<P: Platform> System<P> {
@@ -66,7 +105,7 @@ impl<P: Platform> System<P> {
         writeln!(out)
     }
 
-    /// `show malloc`: types by the memory they have, largest first; as comma-separated values with `csv` (`/i`).
+    /// `show malloc`: attached types, by the memory they have, largest first; as comma-separated values with `csv` (`/i`).
     #[doc(alias = "show malloc")]
     pub fn show_malloc(&self, out: &mut dyn Write, csv: bool) -> Result {
         if csv {
@@ -74,76 +113,72 @@ impl<P: Platform> System<P> {
         } else {
             writeln!(out, "{:>18} {:>12}  {:>12} {:>12}", "Type", "InUse", "MemUse", "Requests")?;
         }
-        // The next after (bytes, index) in falling order; there is no room to sort in.
-        let mut last = None;
-        while let Some((bytes, id, totals)) = self.next_type(last) {
+        let types = || {
+            self.types().filter_map(|id| {
+                let totals = self.totals(id);
+                self.is_shown(id, &totals).then(|| (totals.bytes_in_use(), (id, totals)))
+            })
+        };
+        largest_first(types, |bytes, (id, totals)| {
             let name = Name(&self.type_record(id).name);
-            let (in_use, requests) = (totals.in_use(), totals.allocs);
+            let (in_use, requests, kilobytes) = (totals.in_use(), totals.allocs, bytes.div_ceil(1024));
             if csv {
-                writeln!(out, "{name},{in_use},{bytes},{requests}")?;
+                writeln!(out, "\"{name}\",{in_use},{kilobytes}K,{requests}")
             } else {
-                writeln!(out, "{name:>18} {in_use:>12} {:>12}K {requests:>12}", bytes.div_ceil(1024))?;
+                writeln!(out, "{name:>18} {in_use:>12} {kilobytes:>12}K {requests:>12}")
             }
-            last = Some((bytes, id));
-        }
-        Ok(())
+        })
     }
 
-    /// The type with most bytes that comes after `last`; equal ones in order of registration.
-    fn next_type(&self, last: Option<(u64, TypeId)>) -> Option<(u64, TypeId, TypeTotals)> {
-        let mut best: Option<(u64, TypeId, TypeTotals)> = None;
-        for id in self.types() {
-            let totals = self.totals(id);
-            let bytes = totals.bytes_in_use();
-            let comes_after = last.is_none_or(|(max, before)| bytes < max || (bytes == max && id > before));
-            if totals.allocs != 0 && comes_after && best.as_ref().is_none_or(|best| bytes > best.0) {
-                best = Some((bytes, id, totals));
-            }
-        }
-        best
+    /// Whether a type is somebody's: not of a module that is gone and has left nothing, nor a built-in row without use.
+    fn is_shown(&self, id: TypeId, totals: &TypeTotals) -> bool {
+        let is_gone = self.type_record(id).flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0;
+        let is_idle = is_gone && totals.in_use() == 0;
+        let is_unused = id.index() < TypeId::BUILT_IN && totals.allocs == 0;
+        !is_idle && !is_unused
     }
 
-    /// `show uma`: zones of slabs that were ever used.
+    /// `show uma`: zones of slabs, by the memory of their items, largest first: the size classes that were ever used, and all made at
+    /// run time. As comma-separated values with `csv` (`/i`).
     #[doc(alias = "show uma")]
-    pub fn show_uma(&self, out: &mut dyn Write) -> Result {
-        writeln!(
-            out,
-            "{:>18} {:>6} {:>7} {:>7} {:>11} {:>7} {:>7} {:>10} {:>8}",
-            "Zone", "Size", "Used", "Free", "Requests", "Sleeps", "Bucket", "Total Mem", "XFree"
-        )?;
-        for class in 0..SLAB_CLASSES {
-            let zone = self.zone_figures(class);
-            if zone.requests == 0 {
-                continue;
-            }
+    pub fn show_uma(&self, out: &mut dyn Write, csv: bool) -> Result {
+        if csv {
+            writeln!(out, "Zone,Size,Used,Free,Requests,Sleeps,Bucket,Total Mem,XFree")?;
+        } else {
             writeln!(
                 out,
                 "{:>18} {:>6} {:>7} {:>7} {:>11} {:>7} {:>7} {:>10} {:>8}",
-                Name(&self.stats().zone(class).name),
-                zone.item_bytes,
-                zone.used,
-                zone.free,
-                zone.requests,
-                zone.sleeps,
-                zone.bucket,
-                zone.total_bytes,
-                zone.xdomain
+                "Zone", "Size", "Used", "Free", "Requests", "Sleeps", "Bucket", "Total Mem", "XFree"
             )?;
         }
-        Ok(())
+        let zones = || {
+            let classes = (0..SLAB_CLASSES).map(|class| self.zone_figures(class)).filter(|zone| zone.requests != 0);
+            classes.chain(self.made_zones().filter(|zone| !zone.is_cache)).map(|zone| (zone.total_bytes(), zone))
+        };
+        largest_first(zones, |bytes, zone| {
+            let ZoneFigures { item_bytes, used, free, requests, sleeps, bucket, xdomain, .. } = zone;
+            let name = Name(&zone.name);
+            if csv {
+                return writeln!(
+                    out,
+                    "\"{name}\",{item_bytes},{used},{free},{requests},{sleeps},{bucket},{bytes},{xdomain}"
+                );
+            }
+            writeln!(
+                out,
+                "{name:>18} {item_bytes:>6} {used:>7} {free:>7} {requests:>11} {sleeps:>7} {bucket:>7} {bytes:>10} {xdomain:>8}"
+            )
+        })
     }
 
-    /// `show umacache`: zones that cache what comes from elsewhere, here runs of pages.
+    /// `show umacache`: zones that cache what comes from elsewhere: runs of pages by size class, and cache zones made at run time.
     #[doc(alias = "show umacache")]
     pub fn show_umacache(&self, out: &mut dyn Write) -> Result {
-        writeln!(out, "{:>18} {:>6} {:>7} {:>7} {:>11} {:>7}", "Zone", "Size", "Used", "Free", "Requests", "Bucket")?;
-        for class in SLAB_CLASSES..CLASSES {
-            let zone = self.zone_figures(class);
-            if zone.requests != 0 {
-                let name = Name(&self.stats().zone(class).name);
-                let (size, used, free) = (zone.item_bytes, zone.used, zone.free);
-                writeln!(out, "{name:>18} {size:>6} {used:>7} {free:>7} {:>11} {:>7}", zone.requests, zone.bucket)?;
-            }
+        writeln!(out, "{:>18} {:>8} {:>8} {:>8} {:>12} {:>8}", "Zone", "Size", "Used", "Free", "Requests", "Bucket")?;
+        let classes = (SLAB_CLASSES..CLASSES).map(|class| self.zone_figures(class)).filter(|zone| zone.requests != 0);
+        for zone in classes.chain(self.made_zones().filter(|zone| zone.is_cache)) {
+            let ZoneFigures { item_bytes, used, free, requests, bucket, .. } = zone;
+            writeln!(out, "{:>18} {item_bytes:>8} {used:>8} {free:>8} {requests:>12} {bucket:>8}", Name(&zone.name))?;
         }
         Ok(())
     }
@@ -165,22 +200,16 @@ impl<P: Platform> System<P> {
             cached = cached.wrapping_add(held);
         }
         let count = |counter: &abi::AtomicU64| counter.load(Ordering::Relaxed);
-        let used = allocs.wrapping_sub(frees);
-        let item_bytes = u64::from(record.item_bytes);
-        let (free, total_bytes) = if class < SLAB_CLASSES {
-            let free = cached.wrapping_add(count(&record.depot) + count(&record.slab_free));
-            (free, count(&record.slabs) * u64::from(record.slab_bytes))
-        } else {
-            (cached, used.wrapping_add(cached).wrapping_mul(item_bytes))
-        };
+        let behind = if class < SLAB_CLASSES { count(&record.depot) + count(&record.slab_free) } else { 0 };
         ZoneFigures {
-            item_bytes,
-            used,
-            free,
+            name: record.name,
+            is_cache: class >= SLAB_CLASSES,
+            item_bytes: u64::from(record.item_bytes),
+            used: allocs.wrapping_sub(frees),
+            free: cached.wrapping_add(behind),
             requests: allocs,
             sleeps: count(&record.sleeps),
             bucket: count(&record.bucket_size),
-            total_bytes,
             xdomain: count(&record.xdomain),
         }
     }
@@ -192,22 +221,37 @@ impl<P: Platform> System<P> {
     #[doc(alias = "show vmem")]
     pub unsafe fn show_vmem(&self, out: &mut dyn Write) -> Result {
         // SAFETY: 1.
-        unsafe { (*self.page_arena()).arena() }.print_summary(out)
+        unsafe { (*self.page_arena()).arena() }.show(out)
     }
 
-    /// `show vmemdump`: the same, and every segment of that arena.
+    /// `show vmemdump`: every boundary tag of that arena.
     ///
     /// # Safety
     /// 1. As for [`show_vmem`](Self::show_vmem).
     #[doc(alias = "show vmemdump")]
     pub unsafe fn show_vmemdump(&self, out: &mut dyn Write) -> Result {
         // SAFETY: 1.
-        unsafe { (*self.page_arena()).arena() }.print(out)
+        unsafe { (*self.page_arena()).arena() }.show_dump(out)
     }
 
-    /// `show multizone_matches`: what an address is, as one line: block, size, type, whether it is live.
+    /// `show multizone_matches`: the names of all types that have ever had memory of the size zone that an address is in: who may have
+    /// damaged it. A line that says so when it is in none.
     #[doc(alias = "show multizone_matches")]
     pub fn show_matches(&self, addr: usize, out: &mut dyn Write) -> Result {
+        let Some(info) = self.lookup(addr) else { return writeln!(out, "{addr:#x} is in no block") };
+        let bit = 1 << abi::run_bit(info.bytes as u64);
+        for id in self.types() {
+            let totals = self.totals(id);
+            if totals.size_mask & bit != 0 && self.is_shown(id, &totals) {
+                writeln!(out, "{}", Name(&self.type_record(id).name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an address is, as one line: block, size, type, whether it is live.
+    #[doc(alias = "pool_whatis")]
+    pub fn show_block(&self, addr: usize, out: &mut dyn Write) -> Result {
         match self.lookup(addr) {
             Some(info) => writeln!(
                 out,

@@ -14,6 +14,13 @@ impl<const N: usize> Default for Text<N> {
     }
 }
 
+impl<const N: usize> core::fmt::Write for Text<N> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
+
 impl<const N: usize> Text<N> {
     /// No text.
     #[must_use]

@@ -20,7 +20,7 @@ const STAYS: Verdict = Verdict::Skipped("no CPU leaves here");
 /// Free items and bytes of slabs of the size class with items of so many bytes, by `show uma`.
 fn class_figures<P: Platform>(system: &System<P>, item_bytes: usize) -> Result<(usize, usize), String> {
     let mut table = String::new();
-    system.show_uma(&mut table).map_err(|_| "the table cannot be written")?;
+    system.show_uma(&mut table, false).map_err(|_| "the table cannot be written")?;
     let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let is_class = |row: &Vec<&str>| row.len() == 9 && row[0].starts_with("malloc") && row[1].parse() == Ok(item_bytes);
     let row = rows.into_iter().find(is_class).ok_or_else(|| format!("no class of {item_bytes} bytes in:\n{table}"))?;

@@ -120,10 +120,12 @@ pub(crate) fn readers_see_no_item_change<H: Host>(host: &H) -> Outcome {
     let zone = system.zcreate(&config).map_err(|why| format!("{why}"))?;
     let places = [const { AtomicUsize::new(0) }; PLACES];
     let (readers, writers) = (host.cpus(), 2);
+    // So few that each is used again as soon as it may be: a writer waits for readers.
+    zone.set_max(PLACES + writers + 2);
     let (steps, done, reads) = (3000 * host.effort() / 100, AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = AtomicBool::new(false);
     let write = |random: &mut Random| {
-        let node = zone.alloc(How::NOWAIT).map_err(|why| format!("{why}"))?.cast::<Node>();
+        let node = zone.alloc(How::WAIT).map_err(|why| format!("{why}"))?.cast::<Node>();
         let value = random.next() as usize;
         // SAFETY: a fresh item, ours until it is put in its place.
         unsafe {

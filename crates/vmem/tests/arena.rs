@@ -617,6 +617,71 @@ fn the_end_of_an_arena_tells_of_what_is_left() {
     assert_eq!(parent.size(Size::Alloc), 32, "what is in use isn't released");
 }
 
+/// In the layouts that scripts know from FreeBSD's debugger.
+#[test]
+fn an_arena_is_shown_as_ddb_shows_it() {
+    let mut tags = [const { std::mem::MaybeUninit::<kernmalloc_vmem::Tag>::uninit() }; 16];
+    let mut arena = kernmalloc_vmem::RawArena::new("dma", 0x1000);
+    // SAFETY: the tags outlive the arena, and nothing else uses them.
+    unsafe { arena.donate_tags(std::ptr::NonNull::from(&mut tags).cast(), 16) };
+    arena.add(0x10_0000, 0x10_0000).unwrap();
+    let blocks = [0x1000, 0x1000, 0x3000, 0x4_0000].map(|size| arena.alloc(size, Instant).unwrap());
+    arena.add_imported(0x80_0000, 0x2_8000).unwrap();
+    assert_eq!(arena.alloc(0x2_8000, Fit::Best), Ok(0x80_0000));
+    arena.free(blocks[1], 0x1000).unwrap();
+    arena.free(blocks[2], 0x3000).unwrap();
+    let mut text = String::new();
+    arena.show(&mut text).unwrap();
+    let expected = format!(
+        "vmem {:p} 'dma'\n\
+         \tquantum:\t4096\n\
+         \tsize:\t1212416\n\
+         \tinuse:\t430080\n\
+         \tfree:\t782336\n\
+         \tbusy tags:\t3\n\
+         \tfree tags:\t9\n\
+         \t\t\tinuse\tsize\t\tfree\tsize\n\
+         \t4096            1\t4096            0\t0               \n\
+         \t16384           0\t0               1\t16384           \n\
+         \t131072          1\t163840          0\t0               \n\
+         \t262144          1\t262144          0\t0               \n\
+         \t524288          0\t0               1\t765952          \n",
+        &raw const arena
+    );
+    assert_eq!(text, expected);
+    let mut dump = String::new();
+    arena.show_dump(&mut dump).unwrap();
+    // Addresses of tags are what they are; each is one of the array's.
+    let range = tags.as_ptr_range();
+    let range = range.start as usize..range.end as usize;
+    let without: String = dump
+        .lines()
+        .map(|line| match line.strip_prefix("\t0x").and_then(|rest| rest.split_once(": ")) {
+            Some((addr, rest)) => {
+                assert!(range.contains(&usize::from_str_radix(addr, 16).unwrap()), "{line}");
+                format!("\tTAG: {rest}\n")
+            }
+            None => format!("{line}\n"),
+        })
+        .collect();
+    let expected = format!(
+        "vmem {:p} 'dma'\n\
+         \tTAG: 100000 100000, 2(static span)\n\
+         \tTAG: 100000 1000, 4(busy)\n\
+         \tTAG: 101000 4000, 3(free)\n\
+         \tTAG: 105000 40000, 4(busy)\n\
+         \tTAG: 145000 bb000, 3(free)\n\
+         \tTAG: 800000 28000, 1(span)\n\
+         \tTAG: 800000 28000, 4(busy)\n\
+         freelist[3]\n\
+         \tTAG: 101000 4000, 3(free)\n\
+         freelist[33]\n\
+         \tTAG: 145000 bb000, 3(free)\n",
+        &raw const arena
+    );
+    assert_eq!(without, expected);
+}
+
 #[test]
 fn an_arena_can_be_read() {
     let parent = with_span("dma", 0x8000, 0x8000);

@@ -464,7 +464,7 @@ impl<P: Platform> System<P> {
             ("records", self.meta.raw()),
             ("types", self.types.raw()),
         ];
-        zones.chain(rest)
+        zones.chain(rest).chain(self.zone_locks())
     }
 
     /// Bytes from the start of the heap to its end so far.

@@ -117,7 +117,7 @@ impl<P: Platform> RawZone<'_, P> {
     }
 
     /// Allocations and frees, all slots' frees first: never more frees than allocations.
-    fn counts(&self) -> (u64, u64) {
+    pub(super) fn counts(&self) -> (u64, u64) {
         let lines = || (0..self.system.slot_table().count()).filter_map(|slot| self.line(slot));
         let record = self.core.record();
         let sum = |of: fn(&ZoneLine) -> u64| lines().fold(0u64, |sum, line| sum.wrapping_add(of(line)));

@@ -54,6 +54,7 @@ mod limit;
 mod moves;
 mod readers;
 mod reclaim;
+mod show;
 mod slab;
 mod smr;
 mod table;

@@ -61,8 +61,7 @@ impl<S: System> Arena<'_, S> {
         self.inner.lock().raw.validate()
     }
 
-    /// Writes down sums, events, and free segments by size: the first thing to look at. `show vmem` of a kernel
-    /// debugger. Under the lock: the writer must not call an arena, nor anything that may.
+    /// Writes down sums, events, and free segments by size: the first thing to look at. Under the lock: the writer must not call an arena, nor anything that may.
     ///
     /// # Errors
     /// The writer's.
@@ -78,8 +77,8 @@ impl<S: System> Arena<'_, S> {
         writeln!(out, "; slept {}, failed {}", inner.waits, inner.fails)
     }
 
-    /// Writes the arena down for a person: [`Arena::print_summary`], then every span with its segments. `show
-    /// vmemdump`. Under the lock, as there.
+    /// Writes the arena down for a person: [`Arena::print_summary`], then every span with its segments. Under the
+    /// lock, as there.
     ///
     /// # Errors
     /// The writer's.

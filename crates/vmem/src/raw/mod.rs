@@ -1,6 +1,7 @@
 //! The arena itself, without a lock.
 
 mod ask;
+mod ddb;
 mod find;
 mod print;
 mod span;

@@ -42,8 +42,8 @@ impl RawArena {
         Ok(())
     }
 
-    /// Writes the arena down for a person: [`RawArena::print_summary`], then every span with its segments. `show
-    /// vmemdump`.
+    /// Writes the arena down for a person: [`RawArena::print_summary`], then every span with its segments. For
+    /// the layout of a kernel debugger see [`RawArena::show_dump`].
     ///
     /// # Errors
     /// The writer's.
