@@ -129,7 +129,7 @@ extern "C" fn start_first_cpu(info: usize) -> ! {
     interrupts::init_machine();
     interrupts::init();
     space::set_attending(true);
-    let (mib, domains, hz) = (frames::available() * space::PAGE >> 20, numa::domains(), interrupts::tick_hz());
+    let (mib, domains, hz) = ((frames::available() * space::PAGE) >> 20, numa::domains(), interrupts::tick_hz());
     println!("boot: {cpus} CPUs, {domains} domains, {mib} MiB, {hz} Hz, command line {line:?}");
     boot_allocator(cpus);
     start_other_cpus(cpus);

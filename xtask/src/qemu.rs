@@ -124,7 +124,7 @@ impl Machine {
     /// Four CPUs that take turns; the same in two domains, for what domains are about; two CPUs at once; and two, one instruction at a
     /// time under a fast timer.
     pub(crate) fn for_tests() -> [Self; 4] {
-        let mut machines = [const { () }; 4].map(|()| Self::default());
+        let mut machines: [Self; 4] = core::array::from_fn(|_| Self::default());
         let [_, domains, multi, stepping] = &mut machines;
         (domains.numa, domains.effort) = (2, 20);
         (multi.cpus, multi.multi) = (2, true);

@@ -213,11 +213,14 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// Grows the region of the allocator's own records.
     fn extend_meta(min_bytes: usize) -> Option<Extent>;
 
-    /// Gives the memory behind pages of the heap back to the system, keeping the addresses.
+    /// Gives the memory behind pages of the heap back to the system, keeping the addresses. False, with nothing changed, where the
+    /// port has nobody to give it to.
     ///
     /// # Safety
     /// 1. The pages are the heap's and free.
-    unsafe fn discard(addr: usize, bytes: usize) -> bool;
+    unsafe fn discard(_addr: usize, _bytes: usize) -> bool {
+        false
+    }
 
     /// Sees to it that there is memory behind pages of the heap that were [discarded](Self::discard), before they are
     /// handed out again; they read as zero. False when the system has no more: the request fails then. A port whose

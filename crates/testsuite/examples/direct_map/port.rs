@@ -84,10 +84,6 @@ unsafe impl Platform for Kernel {
         Some(Extent { addr: machine::frames_above(0, bytes / FRAME)?, bytes })
     }
 
-    unsafe fn discard(_: usize, _: usize) -> bool {
-        false
-    }
-
     fn now_ns() -> u64 {
         machine::nanoseconds()
     }

@@ -6,13 +6,32 @@ mod common;
 mod port;
 
 use core::fmt::Arguments;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kern::System;
 use kernmalloc_testsuite::no_frames::NoFrames;
 use kernmalloc_testsuite::{Host, Outcome};
-use platform::{MisuseReport, Platform as _};
-use port::{ALLOCATOR, Board, HEAP_BYTES, HEAP_USED, MISUSE, TICKS};
+use platform::locks::CriticalSectionLock;
+use platform::{Lock, MisuseReport, Platform as _};
+use port::{ALLOCATOR, Board, HEAP, HEAP_BYTES};
+
+/// Counted by the timer interrupt.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+/// What the last misuse was; a firmware would reset.
+static MISUSE: Lock<CriticalSectionLock, Option<MisuseReport>> = Lock::new(None);
+
+fn now_ns() -> u64 {
+    TICKS.load(Ordering::Relaxed) * 1_000_000
+}
+
+/// Set by every interrupt's entry; here threads play the interrupts.
+fn in_interrupt() -> bool {
+    false
+}
+
+fn fault(report: &MisuseReport) {
+    *MISUSE.lock() = Some(*report);
+}
 
 struct Process;
 
@@ -48,7 +67,7 @@ impl Host for Process {
     /// Somebody else takes all of the array but so much, for good.
     fn limit_memory(&self, pages: Option<usize>) -> bool {
         if let Some(pages) = pages {
-            HEAP_USED.fetch_max(HEAP_BYTES - pages * 4096, Ordering::Relaxed);
+            HEAP.1.fetch_max(HEAP_BYTES - pages * 4096, Ordering::Relaxed);
         }
         true
     }

@@ -1,67 +1,58 @@
-//! The port for a machine with one CPU, flat memory and nothing else: `docs/porting.md`, step by step.
-//!
-//! All memory is static arrays. The critical section is that of the `critical-section` crate, which masks interrupts on the
-//! hardware. Pages cannot be given back, since there is nobody to give them to.
+//! The port for a microcontroller: one CPU, interrupts that can be masked, memory that is two static arrays and stays what it is. What
+//! else a firmware has, a timer and a place for faults to go, is `crate`'s.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use abi::Header;
 use kern::{Boot, Heap, ObjectLayout};
 use platform::locks::{CriticalSectionLock, enter_critical, leave_critical};
 use platform::{Extent, MisuseReport, Platform, SlotTable};
 
+const PAGE: usize = 4096;
 /// Memory for blocks: as large as the suite needs.
 pub(crate) const HEAP_BYTES: usize = 24 << 20;
+/// For the allocator's records.
 const META_BYTES: usize = 2 << 20;
-const PAGE: usize = 4096;
+/// Two slots: the CPU's, and the one that all share.
 const LAYOUT: ObjectLayout = ObjectLayout { slots: 2, types: 64, libs: 1 };
 
+/// A static array of zeros, handed out from its beginning.
 #[repr(C, align(4096))]
-struct Memory<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
+pub(crate) struct Region<const BYTES: usize>(UnsafeCell<[u8; BYTES]>, pub(crate) AtomicUsize);
 
-// SAFETY: each is handed to the allocator, which looks after it.
-unsafe impl<const BYTES: usize> Sync for Memory<BYTES> {}
+// SAFETY: what `take` hands out is its caller's alone, and nobody else touches the array.
+unsafe impl<const BYTES: usize> Sync for Region<BYTES> {}
 
-impl<const BYTES: usize> Memory<BYTES> {
+impl<const BYTES: usize> Region<BYTES> {
     const fn new() -> Self {
-        Self(UnsafeCell::new([0; BYTES]))
+        Self(UnsafeCell::new([0; BYTES]), AtomicUsize::new(0))
     }
 
     fn base(&self) -> usize {
         self.0.get() as usize
     }
 
-    /// The next part of so many bytes, of which `used` are gone.
-    fn take(&self, used: &AtomicUsize, bytes: usize) -> Option<Extent> {
-        let first = used.load(Ordering::Relaxed);
-        let fits = bytes <= BYTES - first;
-        fits.then(|| used.store(first + bytes, Ordering::Relaxed));
-        fits.then_some(Extent { addr: self.base() + first, bytes })
+    /// The next `bytes`. Called by one caller at a time.
+    fn take(&self, bytes: usize) -> Option<Extent> {
+        let used = self.1.load(Ordering::Relaxed);
+        let end = used.checked_add(bytes).filter(|end| *end <= BYTES)?;
+        self.1.store(end, Ordering::Relaxed);
+        Some(Extent { addr: self.base() + used, bytes })
     }
 }
 
-static HEAP: Memory<HEAP_BYTES> = Memory::new();
-pub(crate) static HEAP_USED: AtomicUsize = AtomicUsize::new(0);
-static WORDS: [AtomicU64; HEAP_BYTES / PAGE] = [const { AtomicU64::new(0) }; HEAP_BYTES / PAGE];
-static META: Memory<META_BYTES> = Memory::new();
-static META_USED: AtomicUsize = AtomicUsize::new(0);
-static STATS: Memory<{ LAYOUT.bytes() }> = Memory::new();
+pub(crate) static HEAP: Region<HEAP_BYTES> = Region::new();
+static WORDS: Region<{ HEAP_BYTES / PAGE * 8 }> = Region::new();
+static META: Region<META_BYTES> = Region::new();
+static STATS: Region<{ LAYOUT.bytes() }> = Region::new();
+/// Address of the CPU's slot, 0 before boot.
 static SLOT: AtomicUsize = AtomicUsize::new(0);
-
-/// Counted by the timer interrupt.
-pub(crate) static TICKS: AtomicU64 = AtomicU64::new(0);
-/// Set by every interrupt's entry.
-pub(crate) static IN_INTERRUPT: AtomicBool = AtomicBool::new(false);
-/// What the last misuse was; a firmware would reset.
-pub(crate) static MISUSE: platform::Lock<CriticalSectionLock, Option<MisuseReport>> = platform::Lock::new(None);
 
 /// The machine.
 pub(crate) struct Board;
 
-// SAFETY: 1. the one slot is whoever's is in the critical section. 2. parts of static arrays, each handed out once. 3. nothing is
-// discarded.
+// SAFETY: 1. whoever is in the critical section is alone. 2. parts of static arrays, each handed out once. 3. nothing is discarded.
 unsafe impl Platform for Board {
     type Lock = CriticalSectionLock;
 
@@ -70,11 +61,9 @@ unsafe impl Platform for Board {
     }
 
     fn enter() -> usize {
-        enter_critical();
         let slot = SLOT.load(Ordering::Relaxed);
-        if slot == 0 {
-            // SAFETY: 1. just entered.
-            unsafe { leave_critical() };
+        if slot != 0 {
+            enter_critical();
         }
         slot
     }
@@ -94,46 +83,35 @@ unsafe impl Platform for Board {
     }
 
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {
-        HEAP.take(&HEAP_USED, want_bytes).or_else(|| HEAP.take(&HEAP_USED, min_bytes))
+        HEAP.take(want_bytes).or_else(|| HEAP.take(min_bytes))
     }
 
     fn extend_meta(min_bytes: usize) -> Option<Extent> {
-        META.take(&META_USED, min_bytes.next_multiple_of(PAGE))
-    }
-
-    unsafe fn discard(_: usize, _: usize) -> bool {
-        false
+        META.take(min_bytes.next_multiple_of(PAGE))
     }
 
     fn now_ns() -> u64 {
-        TICKS.load(Ordering::Relaxed) * 1_000_000
+        crate::now_ns()
     }
 
     fn may_sleep() -> Result<(), &'static str> {
-        if IN_INTERRUPT.load(Ordering::Relaxed) { Err("in an interrupt") } else { Ok(()) }
-    }
-
-    fn wait(word: &AtomicU32, seen: u32) {
-        while word.load(Ordering::Acquire) == seen {
-            core::hint::spin_loop();
-        }
+        if crate::in_interrupt() { Err("in an interrupt") } else { Ok(()) }
     }
 
     fn misuse(report: &MisuseReport) {
-        *MISUSE.lock() = Some(*report);
+        crate::fault(report);
     }
 }
 
 /// The allocator; in a firmware it is the `#[global_allocator]`.
 pub(crate) static ALLOCATOR: Heap<Board, 1024> = Heap::new();
 
-/// Called once at reset, before interrupts are on.
+/// Called once at reset, before interrupts are on. False when the arrays are too small.
 pub(crate) fn init() -> bool {
-    let stats = STATS.base() as *mut Header;
+    let Some(stats) = NonNull::new(STATS.0.get().cast::<u8>()) else { return false };
     // SAFETY: zeros are a valid header, and nobody else knows it yet.
-    unsafe { LAYOUT.write_sections(&mut *stats) };
-    let stats = NonNull::new(stats.cast()).expect("a static has an address");
-    let boot = Boot { heap_base: HEAP.base(), table: (&raw const WORDS) as usize, ids: 1, rows: 1, stats };
+    LAYOUT.write_sections(unsafe { stats.cast().as_mut() });
+    let boot = Boot { heap_base: HEAP.base(), table: WORDS.base(), ids: 1, rows: 1, stats };
     // SAFETY: 1. at reset, nothing else runs. 2. the arrays above.
     unsafe { ALLOCATOR.system().boot(&boot) }
 }
