@@ -11,7 +11,7 @@ use crate::acpi::{self, Affinity, Missing};
 use crate::frames::{self, PHYSICAL};
 use crate::space::{DIRECT, PAGE};
 use crate::suite::{DOMAINS, Machine};
-use crate::{cpu, hotplug, numa, sched, space};
+use crate::{cpu, hotplug, numa, sched, space, spin};
 
 /// As `cargo xtask qemu --numa N` made it: CPUs by turns, memory in equal parts one after the other.
 pub(crate) fn the_domains_are_those_of_the_machine(host: &Machine) -> Outcome {
@@ -117,12 +117,11 @@ pub(crate) fn a_cpu_that_leaves_runs_nothing_until_it_is_back(host: &Machine) ->
     }
     let away = cpus - 1;
     let (stop, seen) = (AtomicBool::new(false), AtomicU64::new(0));
-    let here = || {
-        let slot = <crate::port::Kernel as platform::Platform>::enter();
-        let here = cpu::id();
-        // SAFETY: 1. entered above.
-        unsafe { <crate::port::Kernel as platform::Platform>::leave(slot) };
-        here
+    let visit_here = || {
+        // Inside: a thread that has looked where it is, and is moved before it says so, would lie.
+        spin::mask();
+        seen.fetch_or(1 << cpu::id(), Ordering::SeqCst);
+        spin::unmask();
     };
     host.threads(2 * cpus + 1, &|number| {
         if number > 0 {
@@ -131,7 +130,7 @@ pub(crate) fn a_cpu_that_leaves_runs_nothing_until_it_is_back(host: &Machine) ->
                 sched::bind(away);
             }
             while !stop.load(Ordering::SeqCst) {
-                seen.fetch_or(1 << here(), Ordering::SeqCst);
+                visit_here();
                 sched::yield_now();
             }
             sched::unbind();
