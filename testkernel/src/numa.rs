@@ -16,14 +16,17 @@ struct Topology {
     domains: AtomicUsize,
     /// Domain of each local APIC.
     apics: [AtomicU32; 256],
-    /// First byte and the byte after the last, and the domain; unused ones are empty.
+    /// First byte and the byte after the last, and the domain.
     pieces: [[AtomicU64; 3]; MAX_PIECES],
+    /// Pieces that are known.
+    known: AtomicUsize,
 }
 
 static TOPOLOGY: Topology = Topology {
     domains: AtomicUsize::new(1),
     apics: [const { AtomicU32::new(0) }; 256],
     pieces: [const { [const { AtomicU64::new(0) }; 3] }; MAX_PIECES],
+    known: AtomicUsize::new(0),
 };
 
 /// Reads the firmware's table. `memory` gives bytes by physical address.
@@ -58,6 +61,7 @@ pub(crate) fn init(memory: impl Fn(u64, usize) -> Option<&'static [u8]>, rsdp: u
             }
         }
     }
+    TOPOLOGY.known.store(pieces, Ordering::Relaxed);
     TOPOLOGY.domains.store(count.max(1), Ordering::Relaxed);
 }
 

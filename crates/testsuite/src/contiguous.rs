@@ -134,7 +134,7 @@ pub(crate) fn contiguous_memory_keeps_its_constraints<H: Host>(host: &H) -> Verd
         let reaches = reaches(&bench.segments, page);
         let (mut held, mut refused) = (Vec::<Held>::with_capacity(MOST_HELD), 0);
         let (mut allocs, mut frees, mut bytes_out) = (0, 0, 0);
-        let steps = 400 * host.effort().max(20) / 100;
+        let steps = 400 * host.effort().max(8) / 100;
         for step in 0..steps {
             if held.len() == MOST_HELD || (!held.is_empty() && random.below(3) == 0) {
                 let old = held.swap_remove(random.below(held.len()));
@@ -184,13 +184,13 @@ pub(crate) fn contiguous_memory_keeps_its_constraints<H: Host>(host: &H) -> Verd
 /// All frames that a device with few address lines can reach; more there are not, and above there are.
 pub(crate) fn low_memory_ends_and_comes_back<H: Host>(host: &H) -> Verdict {
     fn test<H: Host>(host: &H, frames: &H::Frames) -> Outcome {
+        const FRAMES: usize = 500;
         let bench = Bench::new(host, frames, "low memory")?;
         let page = page::<H::P>();
-        let request = ContigRequest {
-            high: Paddr(reaches(&bench.segments, page)[1]),
-            wait: false,
-            ..ContigRequest::new(page as usize)
-        };
+        // The reach of a device that sees the first so many frames.
+        let last = bench.segments.iter().flat_map(FrameRun::frames).nth(FRAMES).ok_or("there are few frames")?;
+        let high = Paddr(last.0 * page - 1);
+        let request = ContigRequest { high, wait: false, ..ContigRequest::new(page as usize) };
         let free = || {
             let all = bench.segments.iter().flat_map(FrameRun::frames);
             let is_low = |pfn: &Pfn| (pfn.0 + 1) * page - 1 <= request.high.0;
