@@ -362,7 +362,7 @@ const QUESTIONS: &[(&str, &[&str])] = &[
     ("show malloc/i", &["Type,InUse,MemUse,Requests", "\"malloc\","]),
     (
         "show uma",
-        &["              Zone   Size    Used    Free    Requests  Sleeps  Bucket  Total Mem    XFree", "        "],
+        &["              Zone   Size    Used    Free    Requests  Sleeps  Bucket  Total Mem    XFree", "      "],
     ),
     ("show uma/i", &["Zone,Size,Used,Free,Requests,Sleeps,Bucket,Total Mem,XFree", "\"malloc-"]),
     ("show umacache", &["              Zone     Size     Used     Free     Requests   Bucket"]),
