@@ -155,7 +155,7 @@ impl<P: Platform> Pages<P> {
         let dirty = self.dirty_pages(addr, bytes);
         let pages = (bytes >> P::PAGE_SHIFT) as u64;
         // SAFETY: 1. just taken from the arena.
-        if dirty != pages && !unsafe { P::populate(addr, bytes) } {
+        if dirty != pages && !unsafe { self.populate(addr, bytes) } {
             let freed = self.arena.free(addr, bytes);
             debug_assert!(freed.is_ok(), "{freed:?}");
             return None;
@@ -270,7 +270,7 @@ impl<P: Platform> Pages<P> {
         let dirty = self.dirty_pages(addr + old, new - old);
         let pages = ((new - old) >> P::PAGE_SHIFT) as u64;
         // SAFETY: 1. just taken from the arena.
-        if dirty != pages && !unsafe { P::populate(addr + old, new - old) } {
+        if dirty != pages && !unsafe { self.populate(addr + old, new - old) } {
             let shrunk = self.arena.shrink_in_place(addr, new, old);
             debug_assert!(shrunk.is_ok(), "{shrunk:?}");
             return false;
@@ -315,6 +315,15 @@ impl<P: Platform> Pages<P> {
         let pages = (bytes >> P::PAGE_SHIFT) as u64;
         self.counts.free_dirty -= pages;
         self.counts.free_clean += pages;
+    }
+
+    /// Has the platform put memory behind pages; where it has none left, with what dirty free pages hold of it.
+    ///
+    /// # Safety
+    /// 1. Pages of the heap, just taken from the arena.
+    unsafe fn populate(&mut self, addr: usize, bytes: usize) -> bool {
+        // SAFETY: 1.
+        unsafe { P::populate(addr, bytes) || self.purge(0) > 0 && P::populate(addr, bytes) }
     }
 
     /// Gives dirty free memory back to the system until at most `keep_pages` of it are left. Returns pages given back.

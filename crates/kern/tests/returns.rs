@@ -88,3 +88,24 @@ fn what_lies_unused_goes_while_the_rest_is_used() {
         assert!(world.machine.calls(Call::Discard) > discards);
     });
 }
+
+/// Where the machine has no memory left for new pages, what lies free and dirty elsewhere is memory yet.
+#[test]
+fn memory_that_lies_free_elsewhere_is_given_back_before_a_request_fails() {
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let alloc = |bytes: usize| world.system.alloc(bytes, world.types[1]);
+        // Not at the end of the heap, where what is asked for next would begin with it.
+        let (block, _behind) = (alloc(4 << 20), alloc(100_000));
+        // SAFETY: 1. it was just allocated.
+        unsafe { world.system.free(block, 1) };
+        assert_eq!(world.system.page_counts().free_dirty, (4 << 20) / PAGE as u64);
+        world.machine.fail_nth(Call::Populate, 1);
+        assert!(!alloc(8 << 20).is_null());
+        assert_eq!((world.machine.failed(Call::Populate), world.system.page_counts().free_dirty), (1, 0));
+        // And when there is nothing to give back, it fails.
+        world.machine.fail_nth(Call::Populate, 1);
+        assert!(alloc(16 << 20).is_null());
+        world.system.validate().unwrap();
+    });
+}
