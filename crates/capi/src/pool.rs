@@ -7,13 +7,11 @@ use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use hosted::{Linux, SYSTEM};
 use kern::malloc::{Flags as MallocFlags, NoWait};
 use kern::zone::{Callbacks, Fail, Flags, How, RawZone, Reclaim, Wait, ZoneConfig, ZoneError};
 
-use crate::life::die;
 use crate::types::M_HANDLES;
-use crate::{MALLOC, refuse, text_of};
+use crate::{Host, refuse, text_of};
 
 /// `int ctor(void *arg, void *object, int flags)`
 pub type PoolCtor = unsafe extern "C" fn(*mut c_void, *mut c_void, c_int) -> c_int;
@@ -29,10 +27,10 @@ const PR_NOTOUCH: c_int = 0x20;
 const PR_ZERO: c_int = 0x1000;
 
 /// What `pool_cache_t` points at, and a `struct pool` names.
-pub struct Cache {
-    zone: Option<RawZone<'static, Linux>>,
+pub struct Cache<H: Host> {
+    zone: Option<RawZone<'static, H::P>>,
     /// The zone whose keg this one is on, if it is on another's.
-    primary: Option<RawZone<'static, Linux>>,
+    primary: Option<RawZone<'static, H::P>>,
     ctor: Option<PoolCtor>,
     dtor: Option<PoolDtor>,
     arg: *mut c_void,
@@ -43,26 +41,26 @@ pub struct Cache {
 
 /// `struct pool` of `sys/pool.h`: the program's own memory.
 #[repr(C)]
-pub struct Pool {
-    cache: *mut Cache,
+pub struct Pool<H: Host> {
+    cache: *mut Cache<H>,
 }
 
 fn c_wait(wait: Wait) -> c_int {
     if wait == Wait::Sleep { PR_WAITOK } else { PR_NOWAIT }
 }
 
-unsafe fn call_ctor(context: *mut (), object: *mut u8, _bytes: usize, wait: Wait) -> bool {
+unsafe fn call_ctor<H: Host>(context: *mut (), object: *mut u8, _bytes: usize, wait: Wait) -> bool {
     // SAFETY: the context is the cache that the zone belongs to; its maker says that the constructor may be called so.
     unsafe {
-        let it = &*context.cast::<Cache>();
+        let it = &*context.cast::<Cache<H>>();
         it.ctor.is_none_or(|ctor| ctor(it.arg, object.cast(), c_wait(wait)) == 0)
     }
 }
 
-unsafe fn call_dtor(context: *mut (), object: *mut u8, _bytes: usize) {
+unsafe fn call_dtor<H: Host>(context: *mut (), object: *mut u8, _bytes: usize) {
     // SAFETY: as above.
     unsafe {
-        let it = &*context.cast::<Cache>();
+        let it = &*context.cast::<Cache<H>>();
         if let Some(dtor) = it.dtor {
             dtor(it.arg, object.cast());
         }
@@ -70,16 +68,20 @@ unsafe fn call_dtor(context: *mut (), object: *mut u8, _bytes: usize) {
 }
 
 /// The zones of a cache: its own, and the one whose keg that is on.
-type Zones = (RawZone<'static, Linux>, Option<RawZone<'static, Linux>>);
+type Zones<P> = (RawZone<'static, P>, Option<RawZone<'static, P>>);
 
-fn make_zones(cache: *mut Cache, config: &ZoneConfig<'_>, is_constructed: bool) -> Result<Zones, ZoneError> {
-    let primary = SYSTEM.zcreate(config)?;
+fn make_zones<H: Host>(
+    cache: *mut Cache<H>,
+    config: &ZoneConfig<'_>,
+    is_constructed: bool,
+) -> Result<Zones<H::P>, ZoneError> {
+    let primary = H::malloc().system().zcreate(config)?;
     if !is_constructed {
         return Ok((primary, None));
     }
     // SAFETY: 1. the cache outlives its zones, and its maker says that its functions may be called so.
-    let callbacks = unsafe { Callbacks::new(cache.cast()) }.init(call_ctor).fini(call_dtor);
-    match SYSTEM.zsecond_create(config.name, primary, callbacks) {
+    let callbacks = unsafe { Callbacks::new(cache.cast()) }.init(call_ctor::<H>).fini(call_dtor::<H>);
+    match H::malloc().system().zsecond_create(config.name, primary, callbacks) {
         Ok(zone) => Ok((zone, Some(primary))),
         Err(error) => {
             // SAFETY: 1. nobody else knows it.
@@ -89,7 +91,7 @@ fn make_zones(cache: *mut Cache, config: &ZoneConfig<'_>, is_constructed: bool) 
     }
 }
 
-impl Cache {
+impl<H: Host> Cache<H> {
     /// # Safety
     /// 1. The functions may be called with `arg` by any thread while the cache lives.
     unsafe fn create(
@@ -100,13 +102,13 @@ impl Cache {
         callbacks: (Option<PoolCtor>, Option<PoolDtor>, *mut c_void),
     ) -> *mut Self {
         if align_offset != 0 {
-            refuse("pool_init", name, &"an align_offset other than 0 is not supported");
+            refuse::<H>("pool_init", name, &"an align_offset other than 0 is not supported");
             return null_mut();
         }
         let (ctor, dtor, arg) = callbacks;
-        let memory = hosted::boot().then(|| MALLOC.malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
+        let memory = H::boot().then(|| H::malloc().malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
         let Some(record) = memory.flatten() else {
-            refuse("pool_init", name, &ZoneError::Memory);
+            refuse::<H>("pool_init", name, &ZoneError::Memory);
             return null_mut();
         };
         let cache = record.as_ptr().cast::<Self>();
@@ -129,9 +131,9 @@ impl Cache {
                 cache
             }
             Err(error) => {
-                refuse("pool_init", name, &error);
+                refuse::<H>("pool_init", name, &error);
                 // SAFETY: nobody knows it.
-                unsafe { MALLOC.free(record.as_ptr()) };
+                unsafe { H::malloc().free(record.as_ptr()) };
                 null_mut()
             }
         }
@@ -146,11 +148,11 @@ impl Cache {
                 // What is still in use was warned of, and the one on the other's keg goes first.
                 let _ = zone.destroy();
             }
-            MALLOC.free(cache.cast());
+            H::malloc().free(cache.cast());
         }
     }
 
-    fn zone(&self) -> RawZone<'static, Linux> {
+    fn zone(&self) -> RawZone<'static, H::P> {
         // SAFETY: a cache that is given out has its zone.
         unsafe { self.zone.unwrap_unchecked() }
     }
@@ -159,7 +161,7 @@ impl Cache {
         let how = match flags & (PR_WAITOK | PR_NOWAIT) {
             PR_WAITOK => How::WAIT,
             PR_NOWAIT => How::NOWAIT,
-            _ => die(format_args!("panic: pool_get: flags {flags:#x} have not exactly one of PR_WAITOK and PR_NOWAIT")),
+            _ => panic!("pool_get: flags {flags:#x} have not exactly one of PR_WAITOK and PR_NOWAIT"),
         };
         let how = How { zero: flags & PR_ZERO != 0, ..how };
         let hook = self.hook.load(Ordering::Acquire);
@@ -197,7 +199,7 @@ impl Cache {
 
     /// All that is free is destructed and its pages go back. Whether there were any.
     fn reclaim(&self) -> bool {
-        let slabs = |zone: &RawZone<'static, Linux>| zone.stats().slabs;
+        let slabs = |zone: &RawZone<'static, H::P>| zone.stats().slabs;
         let owner = self.primary.unwrap_or_else(|| self.zone());
         let before = slabs(&owner);
         self.zone().reclaim(Reclaim::DrainCpu);
@@ -210,8 +212,7 @@ impl Cache {
 ///
 /// # Safety
 /// 1. `name` ends with a NUL. 2. The functions may be called with `arg` by any thread while the cache lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_init(
+pub unsafe extern "C" fn kernmalloc_pool_cache_init<H: Host>(
     size: usize,
     align: c_uint,
     align_offset: c_uint,
@@ -222,17 +223,16 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_init(
     ctor: Option<PoolCtor>,
     dtor: Option<PoolDtor>,
     arg: *mut c_void,
-) -> *mut Cache {
+) -> *mut Cache<H> {
     // SAFETY: 1., 2.
-    unsafe { Cache::create(text_of(name), size, [align, align_offset], flags, (ctor, dtor, arg)) }
+    unsafe { Cache::<H>::create(text_of(name), size, [align, align_offset], flags, (ctor, dtor, arg)) }
 }
 
 /// pool_cache_destroy(9). What is still in use is warned of, and lost.
 ///
 /// # Safety
 /// 1. `cache` lives, and nobody uses it any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_destroy(cache: *mut Cache) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_destroy<H: Host>(cache: *mut Cache<H>) {
     // SAFETY: 1.
     unsafe { Cache::destroy(cache) }
 }
@@ -241,8 +241,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_destroy(cache: *mut Cache) {
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_get(cache: *mut Cache, flags: c_int) -> *mut c_void {
+pub unsafe extern "C" fn kernmalloc_pool_cache_get<H: Host>(cache: *mut Cache<H>, flags: c_int) -> *mut c_void {
     // SAFETY: 1.
     unsafe { &*cache }.get(flags)
 }
@@ -251,8 +250,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_get(cache: *mut Cache, flags: c_i
 ///
 /// # Safety
 /// 1. `cache` lives. 2. Nobody uses the object any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_put(cache: *mut Cache, object: *mut c_void) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_put<H: Host>(cache: *mut Cache<H>, object: *mut c_void) {
     // SAFETY: 1., 2.
     unsafe { (*cache).zone().free(object.cast()) }
 }
@@ -262,18 +260,17 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_put(cache: *mut Cache, object: *m
 ///
 /// # Safety
 /// 1. `cache` lives. 2. Nobody uses the object any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object(cache: *mut Cache, object: *mut c_void) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object<H: Host>(cache: *mut Cache<H>, object: *mut c_void) {
     // SAFETY: 1., 2.
     unsafe {
         let zone = (*cache).zone();
-        call_dtor(cache.cast(), object.cast(), zone.item_bytes());
-        if call_ctor(cache.cast(), object.cast(), zone.item_bytes(), Wait::No) {
+        call_dtor::<H>(cache.cast(), object.cast(), zone.item_bytes());
+        if call_ctor::<H>(cache.cast(), object.cast(), zone.item_bytes(), Wait::No) {
             zone.free(object.cast());
         } else {
             let name = zone.name();
             let name = core::str::from_utf8(abi::c_text(&name)).unwrap_or("?");
-            refuse("pool_cache_destruct_object", name, &"its constructor failed: the object is lost");
+            refuse::<H>("pool_cache_destruct_object", name, &"its constructor failed: the object is lost");
         }
     }
 }
@@ -282,8 +279,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object(cache: *mut Cache
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate(cache: *mut Cache) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate<H: Host>(cache: *mut Cache<H>) {
     // SAFETY: 1.
     unsafe { &*cache }.zone().reclaim(Reclaim::DrainCpu);
 }
@@ -292,8 +288,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate(cache: *mut Cache) {
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim(cache: *mut Cache) -> bool {
+pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim<H: Host>(cache: *mut Cache<H>) -> bool {
     // SAFETY: 1.
     unsafe { &*cache }.reclaim()
 }
@@ -302,8 +297,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim(cache: *mut Cache) -> boo
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_prime(cache: *mut Cache, items: c_int) -> c_int {
+pub unsafe extern "C" fn kernmalloc_pool_cache_prime<H: Host>(cache: *mut Cache<H>, items: c_int) -> c_int {
     // SAFETY: 1.
     unsafe { &*cache }.prime(items)
 }
@@ -312,9 +306,8 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_prime(cache: *mut Cache, items: c
 ///
 /// # Safety
 /// 1. `cache` lives. 2. `warning` is null or ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit(
-    cache: *mut Cache,
+pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit<H: Host>(
+    cache: *mut Cache<H>,
     items: c_int,
     warning: *const c_char,
     _ratecap_seconds: c_int,
@@ -327,9 +320,8 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit(
 ///
 /// # Safety
 /// 1. `cache` lives, and nobody uses it meanwhile. 2. `hook` may be called with `arg` by any thread.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook(
-    cache: *mut Cache,
+pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook<H: Host>(
+    cache: *mut Cache<H>,
     hook: Option<DrainHook>,
     arg: *mut c_void,
 ) {
@@ -341,9 +333,8 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook(
 ///
 /// # Safety
 /// 1. `pool` may be written to. 2. `name` ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_init(
-    pool: *mut Pool,
+pub unsafe extern "C" fn kernmalloc_pool_init<H: Host>(
+    pool: *mut Pool<H>,
     size: usize,
     align: c_uint,
     align_offset: c_uint,
@@ -354,14 +345,10 @@ pub unsafe extern "C" fn kernmalloc_pool_init(
 ) {
     // SAFETY: 1., 2.
     unsafe {
-        let cache = Cache::create(text_of(name), size, [align, align_offset], flags, (None, None, null_mut()));
+        let cache = Cache::<H>::create(text_of(name), size, [align, align_offset], flags, (None, None, null_mut()));
         if cache.is_null() {
-            die(format_args!("panic: pool_init: see above"));
+            panic!("pool_init: see above");
         }
         pool.write(Pool { cache });
     }
 }
-
-/// `pool_allocator_kmem`, `pool_allocator_nointr`: something to point at.
-#[unsafe(no_mangle)]
-pub static kernmalloc_pool_allocator: c_int = 0;

@@ -23,7 +23,7 @@ fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
         let prefix = out_dir().join("prefix");
-        let script = root().join("crates/capi/install.sh");
+        let script = root().join("crates/clib/install.sh");
         let mut install = Command::new(script);
         // Flags of the tests' own build (coverage, sanitizers) are not for a library without std.
         install.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");

@@ -1,36 +1,16 @@
 //! From the loader's call of our constructor to the end of the process.
 
 use core::ffi::{c_int, c_void};
-use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 unsafe extern "C" {
-    fn abort() -> !;
     fn __cxa_atexit(call: extern "C" fn(*mut c_void), arg: *mut c_void, object: *mut c_void) -> c_int;
 }
 
 /// Is the process on its way out? Then types that go are no module's that is unloaded.
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-/// Standard error, past any stdio.
-pub(crate) struct Stderr;
-
-impl core::fmt::Write for Stderr {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        hosted::write_stderr(text.as_bytes());
-        Ok(())
-    }
-}
-
-/// Last words on standard error, then SIGABRT.
-#[cold]
-pub(crate) fn die(text: core::fmt::Arguments<'_>) -> ! {
-    let _ = writeln!(Stderr, "{text}");
-    // SAFETY: never returns.
-    unsafe { abort() }
-}
-
-pub(crate) fn is_exiting() -> bool {
+pub(crate) fn is_ending() -> bool {
     EXITING.load(Ordering::Relaxed)
 }
 
