@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * pool(9) and pool_cache(9) in a process: link with -lkernmalloc-c.
+ * pool(9) and pool_cache(9): in a process link with -lkernmalloc-c, in a kernel compile with -D_KERNEL.
  *
  * Both are zones (zone(9)), with per-CPU caches. What differs from NetBSD: a water mark is a hint (a low one makes room at once, a high
  * one does nothing: zones trim themselves to their working set); a warning is said at most once in 300 seconds, whatever the

@@ -27,6 +27,8 @@ mod frames;
 mod interrupts;
 #[cfg(panic = "abort")]
 mod misuse;
+#[cfg(panic = "abort")]
+mod module;
 #[cfg(all(panic = "abort", feature = "peers"))]
 mod peers;
 #[cfg(panic = "abort")]
@@ -43,6 +45,8 @@ mod spin;
 mod start;
 #[cfg(panic = "abort")]
 mod suite;
+#[cfg(panic = "abort")]
+mod warnings;
 
 #[cfg(panic = "unwind")]
 fn main() {

@@ -6,7 +6,7 @@ use platform::{Extent, MisuseReport, Platform, SlotTable};
 
 use crate::space::{self, HEAP, META, PAGE, WORDS};
 use crate::spin::{SpinLock, mask_section, unmask_section};
-use crate::{cpu, misuse, sched};
+use crate::{cpu, misuse, sched, warnings};
 
 /// This kernel.
 pub(crate) struct Kernel;
@@ -69,10 +69,6 @@ unsafe impl Platform for Kernel {
         is_here
     }
 
-    unsafe fn claim_all(_: &SlotTable) -> bool {
-        false
-    }
-
     fn domain_of_slot(index: usize) -> usize {
         cpu::domain(index)
     }
@@ -115,6 +111,10 @@ unsafe impl Platform for Kernel {
 
     fn wake_all(word: &AtomicU32) {
         sched::wake_all(word);
+    }
+
+    fn warning(text: &[u8]) {
+        warnings::say(text);
     }
 
     fn misuse(report: &MisuseReport) {

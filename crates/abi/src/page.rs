@@ -3,7 +3,7 @@
 //! ```text
 //!  63      48 47                           6 5    0
 //! |        tags of its group >> 6          | code |   slab: see [`class_code`]
-//! | 0        | slab descriptor >> 6         | code |   ZONE_SLAB
+//! |        slab descriptor >> 6            | code |   ZONE_SLAB
 //! | type tag | pages of the run             | code |   LARGE, CACHED_RUN (first page)
 //! | 0        | 0                            | code |   LARGE_TAIL, FREE_*
 //! ```
@@ -112,7 +112,7 @@ pub const fn tags(word: u64) -> usize {
 #[inline(always)]
 #[must_use]
 pub const fn descriptor(word: u64) -> usize {
-    (word & BODY_MASK) as usize
+    (word & !CODE_MASK) as usize
 }
 
 /// Pages of a run.
@@ -130,11 +130,11 @@ pub const fn slab(tags: usize, class: usize) -> u64 {
     tags as u64 | class_code(class) as u64
 }
 
-/// The word of a page of a zone's slab.
+/// The word of a page of a zone's slab: `descriptor` is a multiple of 64.
 #[inline(always)]
 #[must_use]
 pub const fn zone_slab(descriptor: usize) -> u64 {
-    debug_assert!(descriptor as u64 & !BODY_MASK == 0);
+    debug_assert!(descriptor as u64 & CODE_MASK == 0);
     descriptor as u64 | ZONE_SLAB
 }
 
@@ -166,8 +166,10 @@ mod tests {
                 assert_eq!((kind(word), super::class(word), tags(word)), (SLAB, class, addr));
             }
         }
-        let word = zone_slab(0x7fff_ffff_ffc0);
-        assert_eq!((kind(word), descriptor(word)), (ZONE_SLAB, 0x7fff_ffff_ffc0));
+        for addr in [0x7fff_ffff_ffc0, 0xffff_d000_0000_1240] {
+            let word = zone_slab(addr);
+            assert_eq!((kind(word), descriptor(word)), (ZONE_SLAB, addr));
+        }
         let word = run(LARGE, (1 << 30) + 5, 0x8abc);
         assert_eq!((kind(word), run_pages(word), run_tag(word)), (LARGE, (1 << 30) + 5, 0x8abc));
     }

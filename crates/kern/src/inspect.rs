@@ -32,12 +32,18 @@ impl<P: Platform> System<P> {
         (0..used).filter_map(TypeId::new)
     }
 
+    /// Whether a type's module was unloaded and left nothing: there is no such type any more.
+    fn is_over(&self, id: TypeId, totals: &TypeTotals) -> bool {
+        let is_gone = self.type_record(id).flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0;
+        is_gone && totals.in_use() == 0
+    }
+
     /// `vmstat -m`: types that were ever used, in the order of their registration.
     pub fn vmstat_m(&self, out: &mut dyn Write) -> Result {
         writeln!(out, "{:>16} {:>4} {:>5} {:>3} Size(s)", "Type", "Use", "Memory", "Req")?;
         for id in self.types() {
             let totals = self.totals(id);
-            if totals.allocs == 0 && totals.in_use() == 0 {
+            if totals.allocs == 0 && totals.in_use() == 0 || self.is_over(id, &totals) {
                 continue;
             }
             self.vmstat_row(out, id, &totals)?;
@@ -95,6 +101,9 @@ impl<P: Platform> System<P> {
         for id in self.types() {
             let totals = self.totals(id);
             let bytes = totals.bytes_in_use();
+            if self.is_over(id, &totals) {
+                continue;
+            }
             let comes_after = last.is_none_or(|(max, before)| bytes < max || (bytes == max && id > before));
             if totals.allocs != 0 && comes_after && best.as_ref().is_none_or(|best| bytes > best.0) {
                 best = Some((bytes, id, totals));

@@ -181,14 +181,13 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// 1. `slot` is one of the bound table.
     unsafe fn claim_remote(slot: usize) -> bool;
 
-    /// Takes every slot of the table, as [`claim_remote`](Self::claim_remote) does; the caller holds none. False, with none
-    /// taken, where the port cannot.
+    /// Takes every slot of the table, as [`claim_remote`](Self::claim_remote) does; the caller holds none. For fork(2), which
+    /// kernels have no use for. False, with none taken, where the port cannot.
     ///
     /// # Safety
     /// 1. `table` is the bound one.
-    unsafe fn claim_all(table: &SlotTable) -> bool {
-        // SAFETY: 1., each slot is one of the table.
-        (0..table.count()).all(|index| unsafe { Self::claim_remote(table.slot(index)) })
+    unsafe fn claim_all(_table: &SlotTable) -> bool {
+        false
     }
 
     /// NUMA domain of a slot's CPU, below [`domains`](Self::domains).

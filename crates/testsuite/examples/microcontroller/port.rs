@@ -93,10 +93,6 @@ unsafe impl Platform for Board {
         true
     }
 
-    unsafe fn claim_all(_: &SlotTable) -> bool {
-        false
-    }
-
     fn extend_heap(min_bytes: usize, want_bytes: usize) -> Option<Extent> {
         HEAP.take(&HEAP_USED, want_bytes).or_else(|| HEAP.take(&HEAP_USED, min_bytes))
     }
