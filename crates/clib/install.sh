@@ -18,7 +18,7 @@ mv "$prefix/lib/libkernmalloc-c.so.$version.new" "$prefix/lib/libkernmalloc-c.so
 ln -sf "libkernmalloc-c.so.$version" "$prefix/lib/libkernmalloc-c.so.0"
 ln -sf libkernmalloc-c.so.0 "$prefix/lib/libkernmalloc-c.so"
 install -m 644 "$target/preload/libkernmalloc_c.a" "$prefix/lib/libkernmalloc-c.a"
-for header in sys/malloc.h sys/kmem.h sys/vmem.h sys/pool.h vm/uma.h; do
+for header in sys/malloc.h sys/kmem.h sys/vmem.h sys/pool.h vm/uma.h memstat.h; do
 	install -m 644 "$root/include/$header" "$prefix/include/$header"
 done
 sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$root/crates/clib/kernmalloc-c.pc.in" \

@@ -100,7 +100,9 @@ pub(crate) fn finish_boot() {
 /// Puts memory of zeros behind every page of the range that has none. False when there is too little, and then perhaps some pages
 /// have theirs.
 pub(crate) fn back(addr: usize, bytes: usize) -> bool {
-    let last = addr + bytes;
+    /// No machine that this kernel boots on has more.
+    const MOST_PAGES: usize = (4 << 30) / PAGE;
+    let Some(last) = addr.checked_add(bytes).filter(|last| last - addr <= MOST_PAGES * PAGE) else { return false };
     let first = addr / PAGE * PAGE;
     // Tables come on top; a request that is far too large takes nothing from others on its way to failure.
     if (last - first) / PAGE > frames::available() + range_backed(first, last) {

@@ -9,6 +9,7 @@ use names::*;
 pub mod names {
     pub use crate::kmem::*;
     pub use crate::malloc::*;
+    pub use crate::memstat::*;
     pub use crate::pool::*;
     pub use crate::types::*;
     pub use crate::vmem9::*;
@@ -16,8 +17,8 @@ pub mod names {
     pub use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 }
 
-/// Calls the macro `$with` with all functions and all static objects. In the signatures `H` is the [`Host`], and
-/// everything else is in [`names`].
+/// Calls the macro `$with` with all functions (those that are generic over the [`Host`], called `H` in their signatures, and the plain
+/// ones) and all static objects. Everything else is in [`names`].
 #[macro_export]
 macro_rules! interface {
     ($with:ident) => {
@@ -131,6 +132,63 @@ macro_rules! interface {
                     pool: *mut Pool<H>, size: usize, align: c_uint, align_offset: c_uint, flags: c_int,
                     name: *const c_char, palloc: *mut c_void, ipl: c_int
                 );
+                // libmemstat(3)
+                fn kernmalloc_memstat_mtl_alloc() -> *mut TypeList;
+                fn kernmalloc_memstat_mtl_free(list: *mut TypeList);
+                fn kernmalloc_memstat_sysctl_all(list: *mut TypeList, flags: c_int) -> c_int;
+                fn kernmalloc_memstat_sysctl_malloc(list: *mut TypeList, flags: c_int) -> c_int;
+                fn kernmalloc_memstat_sysctl_uma(list: *mut TypeList, flags: c_int) -> c_int;
+            }
+            plain {
+                fn kernmalloc_memstat_strerror(error: c_int) -> *const c_char;
+                fn kernmalloc_memstat_mtl_first(list: *mut TypeList) -> *mut MemoryType;
+                fn kernmalloc_memstat_mtl_next(entry: *mut MemoryType) -> *mut MemoryType;
+                fn kernmalloc_memstat_mtl_find(
+                    list: *mut TypeList, allocator: c_int, name: *const c_char
+                ) -> *mut MemoryType;
+                fn kernmalloc_memstat_mtl_geterror(list: *mut TypeList) -> c_int;
+                fn kernmalloc_memstat_kvm(list: *mut TypeList, kvm: *mut c_void) -> c_int;
+                fn kernmalloc_memstat_get_name(entry: *const MemoryType) -> *const c_char;
+                fn kernmalloc_memstat_get_allocator(entry: *const MemoryType) -> c_int;
+                fn kernmalloc_memstat_get_countlimit(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_byteslimit(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_sizemask(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_size(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_rsize(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_memalloced(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_memfreed(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_numallocs(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_numfrees(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_bytes(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_count(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_free(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_failures(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_sleeps(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_xdomain(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_zonefree(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_kegfree(entry: *const MemoryType) -> u64;
+                fn kernmalloc_memstat_get_percpu_memalloced(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_percpu_memfreed(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_percpu_numallocs(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_percpu_numfrees(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_percpu_sizemask(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_percpu_free(entry: *const MemoryType, cpu: c_int) -> u64;
+                fn kernmalloc_memstat_get_caller_pointer(entry: *const MemoryType, index: c_int) -> *mut c_void;
+                fn kernmalloc_memstat_set_caller_pointer(entry: *mut MemoryType, index: c_int, value: *mut c_void);
+                fn kernmalloc_memstat_get_caller_uint64(entry: *const MemoryType, index: c_int) -> u64;
+                fn kernmalloc_memstat_set_caller_uint64(entry: *mut MemoryType, index: c_int, value: u64);
+                fn kernmalloc_memstat_get_percpu_caller_pointer(
+                    entry: *const MemoryType, cpu: c_int, index: c_int
+                ) -> *mut c_void;
+                fn kernmalloc_memstat_set_percpu_caller_pointer(
+                    entry: *mut MemoryType, cpu: c_int, index: c_int, value: *mut c_void
+                );
+                fn kernmalloc_memstat_get_percpu_caller_uint64(
+                    entry: *const MemoryType, cpu: c_int, index: c_int
+                ) -> u64;
+                fn kernmalloc_memstat_set_percpu_caller_uint64(
+                    entry: *mut MemoryType, cpu: c_int, index: c_int, value: u64
+                );
             }
             objects {
                 kernmalloc_M_CACHE: [CType; 1] = CType::built_in(c"cache", c"dynamically allocated cache");
@@ -160,6 +218,7 @@ struct Table<H>(PhantomData<H>);
 macro_rules! table {
     (
         functions { $(fn $function:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)* }
+        plain { $(fn $plain:ident($($plain_arg:ident: $plain_type:ty),* $(,)?) $(-> $plain_result:ty)?;)* }
         objects { $($object:ident: $object_type:ty = $value:expr;)* }
     ) => {
         $(
@@ -169,6 +228,7 @@ macro_rules! table {
         impl<H: Host> Table<H> {
             const ALL: &'static [Symbol] = &[
                 $(Symbol { name: stringify!($function), address: $function::<H> as *const () },)*
+                $(Symbol { name: stringify!($plain), address: $plain as *const () },)*
                 $(Symbol { name: stringify!($object), address: (&raw const $object).cast() },)*
             ];
         }

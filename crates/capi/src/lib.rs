@@ -1,5 +1,5 @@
-//! The C interface: what `include/` declares, for C code written against the manual pages malloc(9), kmem(9), zone(9), vmem(9), pool(9) and
-//! pool_cache(9); over any port, in a process or a kernel.
+//! The C interface: what `include/` declares, for C code written against the manual pages malloc(9), kmem(9), zone(9), vmem(9), pool(9),
+//! pool_cache(9) and libmemstat(3); over any port, in a process or a kernel.
 //!
 //! # How the names meet
 //!
@@ -22,6 +22,7 @@
 mod interface;
 pub mod kmem;
 pub mod malloc;
+pub mod memstat;
 pub mod pool;
 pub mod types;
 pub mod vmem9;

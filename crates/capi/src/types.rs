@@ -239,7 +239,10 @@ pub(crate) static M_HANDLES: MallocType = MallocType::new("capi", "zones, pools 
 /// Owner of arenas' boundary tags.
 pub(crate) static M_TAGS: MallocType = MallocType::new("vmem", "boundary tags");
 
-static OWN: [&MallocType; 2] = [&M_HANDLES, &M_TAGS];
+/// Owner of what libmemstat(3) has found.
+pub(crate) static M_MEMSTAT: MallocType = MallocType::new("memstat", "lists of libmemstat(3)");
+
+static OWN: [&MallocType; 3] = [&M_HANDLES, &M_TAGS, &M_MEMSTAT];
 
 /// Figures of a type, for `memstat.h` and tests: `struct kernmalloc_type_stats`.
 #[repr(C)]

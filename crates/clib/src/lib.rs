@@ -50,26 +50,32 @@ type H = Process;
 macro_rules! export {
     (
         functions { $(fn $function:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)* }
+        plain { $(fn $plain:ident($($plain_arg:ident: $plain_type:ty),* $(,)?) $(-> $plain_result:ty)?;)* }
         objects { $($object:ident: $object_type:ty = $value:expr;)* }
     ) => {
-        $(
-            #[doc = concat!("See `", stringify!($function), "` in the crate `capi`.")]
-            ///
-            /// # Safety
-            /// As there.
-            #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $function($($arg: $type),*) $(-> $result)? {
-                // SAFETY: the caller's, as there.
-                #[allow(unused_unsafe, reason = "some have no conditions")]
-                unsafe { capi::names::$function::<H>($($arg),*) }
-            }
-        )*
+        $(symbol! { $function [::<H>] ($($arg: $type),*) $(-> $result)? })*
+        $(symbol! { $plain [] ($($plain_arg: $plain_type),*) $(-> $plain_result)? })*
         $(
             #[doc = concat!("`", stringify!($object), "` of the headers.")]
             #[unsafe(no_mangle)]
             #[allow(non_upper_case_globals, reason = "a name that C has in a header")]
             pub static $object: $object_type = $value;
         )*
+    };
+}
+
+macro_rules! symbol {
+    ($function:ident [$($host:tt)*] ($($arg:ident: $type:ty),*) $(-> $result:ty)?) => {
+        #[doc = concat!("See `", stringify!($function), "` in the crate `capi`.")]
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $function($($arg: $type),*) $(-> $result)? {
+            // SAFETY: the caller's, as there.
+            #[allow(unused_unsafe, reason = "some have no conditions")]
+            unsafe { capi::names::$function$($host)*($($arg),*) }
+        }
     };
 }
 capi::interface!(export);

@@ -65,9 +65,20 @@ fn program(name: &str) -> PathBuf {
     cc(name, name, &["-lkernmalloc-c"])
 }
 
+/// The rest of a program that runs in a kernel as well.
+fn environment() -> [String; 2] {
+    ["env.c", "env_process.c"].map(|file| source(file).to_str().expect("a name of ours").to_owned())
+}
+
+/// Such a program.
+fn portable(name: &str, out: &str, library: &str) -> PathBuf {
+    let [env, process] = environment();
+    cc(name, out, &[&env, &process, library])
+}
+
 #[test]
 fn a_driver_attaches_works_and_detaches() {
-    let out = run(&mut Command::new(program("driver")));
+    let out = run(&mut Command::new(portable("driver", "driver", "-lkernmalloc-c")));
     assert_eq!(text(&out.stdout), "driver detached\n");
     let said = text(&out.stderr);
     for line in [
@@ -90,7 +101,7 @@ fn a_client_of_pools_and_pool_caches() {
 #[test]
 fn the_static_library_does_the_same() {
     let archive = prefix().join("lib/libkernmalloc-c.a");
-    let driver = cc("driver", "driver-static", &[archive.to_str().expect("a name of ours")]);
+    let driver = portable("driver", "driver-static", archive.to_str().expect("a name of ours"));
     let out = run(&mut Command::new(driver));
     assert_eq!(text(&out.stdout), "driver detached\n");
 }
@@ -139,7 +150,7 @@ fn bugs_are_reported_and_end_the_program() {
 /// Every header alone, and twice, and after and before the C library's.
 #[test]
 fn the_headers_are_cxx_too() {
-    let headers = ["sys/malloc.h", "sys/kmem.h", "vm/uma.h", "sys/vmem.h", "sys/pool.h"];
+    let headers = ["sys/malloc.h", "sys/kmem.h", "vm/uma.h", "sys/vmem.h", "sys/pool.h", "memstat.h"];
     let define = "MALLOC_DEFINE(M_X, \"x\", \"of C++\");\nstatic MALLOC_DEFINE_LIMIT(M_Y, \"y\", \"of C++\", 100);\n";
     let mut files: Vec<(String, &str)> =
         headers.iter().map(|header| (format!("#include <{header}>\n#include <{header}>\n"), "")).collect();

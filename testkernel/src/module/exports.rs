@@ -2,17 +2,19 @@
 //!
 //! The list is the only way in: a symbol that is not on it is undefined, whatever the kernel's own linker knew.
 
-use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use capi::Symbol;
 use kern::malloc::{Flags, Malloc, NoWait};
+use testsuite::Host as _;
 
 use crate::port::Kernel;
 use crate::serial::CONSOLE;
-use crate::start::{self, MALLOC};
-use crate::{cpu, interrupts, sched};
+use crate::start::MALLOC;
+use crate::suite::Machine;
+use crate::{interrupts, sched};
 
 /// The C interface's view of this kernel.
 pub(crate) struct Host;
@@ -56,14 +58,11 @@ own![
     memcmp,
     strlen,
     kernel_print,
-    kernel_cpus,
+    kernel_effort,
     kernel_yield,
     kernel_thread,
     kernel_join,
-    kernel_wait,
-    kernel_wake,
     kernel_interrupted,
-    kernel_zone_sleepers,
 ];
 
 unsafe extern "C" {
@@ -86,8 +85,9 @@ unsafe extern "C" fn kernel_print(text: *const u8, bytes: usize) {
     let _ = write!(CONSOLE.lock(), "{}", super::text_of(text));
 }
 
-extern "C" fn kernel_cpus() -> c_int {
-    cpu::count() as c_int
+/// Per cent of the usual work that a test is to do.
+extern "C" fn kernel_effort() -> c_int {
+    Machine.effort() as c_int
 }
 
 extern "C" fn kernel_yield() {
@@ -145,24 +145,6 @@ unsafe extern "C" fn kernel_join(thread: *mut c_void) {
     unsafe { MALLOC.free(thread.cast()) };
 }
 
-/// Sleeps until [`kernel_wake`] is called for the word, unless it has another value than `seen`; may return early. *Sleeps.*
-///
-/// # Safety
-/// 1. `word` stays meanwhile.
-unsafe extern "C" fn kernel_wait(word: *mut u32, seen: u32) {
-    // SAFETY: 1.
-    sched::wait(unsafe { AtomicU32::from_ptr(word) }, seen);
-}
-
-/// Wakes all who sleep on a word.
-///
-/// # Safety
-/// 1. `word` is readable.
-unsafe extern "C" fn kernel_wake(word: *mut u32) {
-    // SAFETY: 1.
-    sched::wake_all(unsafe { AtomicU32::from_ptr(word) });
-}
-
 /// Calls `body(arg)`, and meanwhile, in every timer interrupt of every CPU, `handler(arg)`.
 ///
 /// # Safety
@@ -173,20 +155,4 @@ unsafe extern "C" fn kernel_interrupted(handler: Entry, body: Entry, arg: *mut c
     let in_interrupt = move || unsafe { handler(shared as *mut c_void) };
     // SAFETY: 1.
     interrupts::with_hook(&in_interrupt, || unsafe { body(arg) });
-}
-
-/// How many requests for items of a zone, by its name, are asleep.
-///
-/// # Safety
-/// 1. `name` ends with a NUL.
-unsafe extern "C" fn kernel_zone_sleepers(name: *const c_char) -> c_int {
-    // SAFETY: 1.
-    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
-    let mut sleepers = 0;
-    start::system().each_zone(|zone| {
-        if abi::c_text(&zone.name()) == name {
-            sleepers += zone.stats().sleepers;
-        }
-    });
-    sleepers as c_int
 }

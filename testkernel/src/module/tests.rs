@@ -42,7 +42,7 @@ fn with(host: &Machine, name: &str, body: Body) -> Verdict {
 }
 
 /// The list.
-pub(crate) fn tests() -> [Test<Machine>; 5] {
+pub(crate) fn tests() -> [Test<Machine>; 6] {
     macro_rules! tests {
         ($($name:ident($object:literal)),* $(,)?) => {
             [$(Test { name: stringify!($name), run: |host| with(host, $object, $name) }),*]
@@ -54,6 +54,7 @@ pub(crate) fn tests() -> [Test<Machine>; 5] {
         bad_objects_are_refused("links"),
         a_module_without_memory_is_refused("links"),
         modules_leave_nothing_behind("tidy"),
+        a_driver_in_c_attaches_works_and_detaches("driver"),
     ]
 }
 
@@ -285,5 +286,28 @@ fn modules_leave_nothing_behind(host: &Machine, object: &'static [u8]) -> Outcom
         Ok(())
     })?;
     ensure!(warnings::count() == said, "a module that leaks nothing is warned of: {:?}", warnings::since(said));
+    Ok(())
+}
+
+/// Runs a program in C. What the allocator said meanwhile.
+fn run_program(object: &'static [u8]) -> Result<Vec<String>, String> {
+    let said = warnings::count();
+    let module = load(object)?;
+    let failures = call(&module, "program")?;
+    // SAFETY: 1. the program has joined its threads.
+    unsafe { module.unload() };
+    ensure!(failures == 0, "{failures} checks of the program do not hold, see above");
+    Ok(warnings::since(said))
+}
+
+fn a_driver_in_c_attaches_works_and_detaches(_: &Machine, object: &'static [u8]) -> Outcome {
+    let said = run_program(object)?;
+    let wanted = [
+        "[zone: xe packet] the transmit queues have all packets",
+        "uma_zcreate(xe contig): flags 0x4: ",
+        "vmem_create(odd): the quantum 3 is no power of two",
+    ];
+    let agrees = said.len() == wanted.len() && said.iter().zip(wanted).all(|(said, wanted)| said.starts_with(wanted));
+    ensure!(agrees, "said {said:?}, not {wanted:?}");
     Ok(())
 }
