@@ -39,6 +39,8 @@ const ENVIRONMENT: [&str; 2] = ["capi/env.c", "capi/env_kernel.c"];
 
 const MODULES: &[Module] = &[
     Module { name: "driver", sources: &["capi/driver.c", ENVIRONMENT[0], ENVIRONMENT[1]], flags: &[] },
+    Module { name: "pool_client", sources: &["capi/pool_client.c", ENVIRONMENT[0], ENVIRONMENT[1]], flags: &[] },
+    Module { name: "memstat", sources: &["capi/memstat.c", ENVIRONMENT[0], ENVIRONMENT[1]], flags: &[] },
     Module { name: "module", sources: &["capi/module.c"], flags: &[] },
     Module { name: "links", sources: &["modules/links.c"], flags: &[] },
     Module { name: "tidy", sources: &["modules/tidy.c"], flags: &[] },

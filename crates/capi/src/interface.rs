@@ -122,6 +122,8 @@ macro_rules! interface {
                 fn kernmalloc_pool_cache_invalidate(cache: *mut Cache<H>);
                 fn kernmalloc_pool_cache_reclaim(cache: *mut Cache<H>) -> bool;
                 fn kernmalloc_pool_cache_prime(cache: *mut Cache<H>, items: c_int) -> c_int;
+                fn kernmalloc_pool_cache_setlowat(cache: *mut Cache<H>, items: c_int);
+                fn kernmalloc_pool_cache_sethiwat(cache: *mut Cache<H>, items: c_int);
                 fn kernmalloc_pool_cache_sethardlimit(
                     cache: *mut Cache<H>, items: c_int, warning: *const c_char, ratecap_seconds: c_int
                 );

@@ -5,10 +5,12 @@
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use kern::malloc::{Flags as MallocFlags, NoWait};
 use kern::zone::{Callbacks, Fail, Flags, How, RawZone, Reclaim, Wait, ZoneConfig, ZoneError};
+
+use platform::Platform as _;
 
 use crate::types::M_HANDLES;
 use crate::{Host, refuse, text_of};
@@ -37,6 +39,11 @@ pub struct Cache<H: Host> {
     /// A [`DrainHook`], or null, and its argument.
     hook: AtomicPtr<c_void>,
     hook_arg: AtomicPtr<c_void>,
+    /// Water marks, in items, 0 for none: so many are free after a request; of more than so many pages go back.
+    low: AtomicUsize,
+    high: AtomicUsize,
+    /// Free items that could not go back the last time, since their pages have others in use.
+    stuck: AtomicUsize,
 }
 
 /// `struct pool` of `sys/pool.h`: the program's own memory.
@@ -112,10 +119,21 @@ impl<H: Host> Cache<H> {
             return null_mut();
         };
         let cache = record.as_ptr().cast::<Self>();
-        let nobody = || AtomicPtr::new(null_mut());
+        let (nobody, none) = (|| AtomicPtr::new(null_mut()), || AtomicUsize::new(0));
         // SAFETY: fresh memory of that size, aligned to 16.
         unsafe {
-            cache.write(Self { zone: None, primary: None, ctor, dtor, arg, hook: nobody(), hook_arg: nobody() });
+            cache.write(Self {
+                zone: None,
+                primary: None,
+                ctor,
+                dtor,
+                arg,
+                hook: nobody(),
+                hook_arg: nobody(),
+                low: none(),
+                high: none(),
+                stuck: none(),
+            });
         }
         let zone_flags = if flags & PR_NOTOUCH != 0 { Flags::NOTOUCH } else { Flags::NONE };
         // 0: as any type needs it.
@@ -178,7 +196,59 @@ impl<H: Host> Cache<H> {
         if found.is_err() && first != how && !(found == Err(Fail::Limit) && flags & PR_LIMITFAIL != 0) {
             found = self.zone().alloc(how);
         }
+        let low = self.low.load(Ordering::Relaxed);
+        if low != 0 && found.is_ok() {
+            // At once, and not only when the next finds nothing: that one may be in a hurry.
+            let _ = self.owner().prealloc(low);
+        }
         found.map_or(null_mut(), |object| object.as_ptr().cast())
+    }
+
+    /// # Safety
+    /// 1. Nobody uses the object any more, which is from this cache.
+    unsafe fn put(&self, object: *mut c_void) {
+        // SAFETY: 1. 2.
+        unsafe { self.zone().free(object.cast()) };
+        if self.high.load(Ordering::Relaxed) != 0 && <H::P>::may_sleep().is_ok() {
+            self.keep_below_high();
+        }
+    }
+
+    /// The zone whose keg the objects are on.
+    fn owner(&self) -> RawZone<'static, H::P> {
+        self.primary.unwrap_or_else(|| self.zone())
+    }
+
+    /// Free objects, wherever they lie, and how many a slab has.
+    fn free_objects(&self) -> (usize, usize) {
+        let (used, kept) = (self.zone().stats(), self.owner().stats());
+        (used.outside.saturating_sub(used.in_use) + kept.slab_free, kept.per_slab)
+    }
+
+    /// Pages go back if more objects are free than the high mark says, and not for less than a page.
+    fn keep_below_high(&self) {
+        let (free, per_slab) = self.free_objects();
+        let mark = self.high.load(Ordering::Relaxed).max(self.stuck.load(Ordering::Relaxed));
+        if free > mark + per_slab {
+            self.reclaim();
+            self.stuck.store(self.free_objects().0, Ordering::Relaxed);
+            let _ = self.owner().prealloc(self.low.load(Ordering::Relaxed));
+        } else if free < self.high.load(Ordering::Relaxed) {
+            self.stuck.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn set_low(&self, items: c_int) {
+        self.low.store(items.max(0) as usize, Ordering::Relaxed);
+        let _ = self.owner().prealloc(items.max(0) as usize);
+    }
+
+    fn set_high(&self, items: c_int) {
+        self.high.store(items.max(0) as usize, Ordering::Relaxed);
+        self.stuck.store(0, Ordering::Relaxed);
+        if items > 0 {
+            self.keep_below_high();
+        }
     }
 
     fn set_hard_limit(&self, items: c_int, warning: &str) {
@@ -193,14 +263,13 @@ impl<H: Host> Cache<H> {
 
     /// Makes slabs; for a constructed cache those of its keg.
     fn prime(&self, items: c_int) -> c_int {
-        let zone = self.primary.unwrap_or_else(|| self.zone());
-        c_int::from(zone.prealloc(items.max(0) as usize).is_err()) * 12
+        c_int::from(self.owner().prealloc(items.max(0) as usize).is_err()) * 12
     }
 
     /// All that is free is destructed and its pages go back. Whether there were any.
     fn reclaim(&self) -> bool {
         let slabs = |zone: &RawZone<'static, H::P>| zone.stats().slabs;
-        let owner = self.primary.unwrap_or_else(|| self.zone());
+        let owner = self.owner();
         let before = slabs(&owner);
         self.zone().reclaim(Reclaim::DrainCpu);
         owner.reclaim(Reclaim::DrainCpu);
@@ -252,7 +321,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_get<H: Host>(cache: *mut Cache<H>
 /// 1. `cache` lives. 2. Nobody uses the object any more.
 pub unsafe extern "C" fn kernmalloc_pool_cache_put<H: Host>(cache: *mut Cache<H>, object: *mut c_void) {
     // SAFETY: 1., 2.
-    unsafe { (*cache).zone().free(object.cast()) }
+    unsafe { (*cache).put(object) }
 }
 
 /// pool_cache_destruct_object(9): destructs an object that is not as it came, and gives it back. It is constructed anew at once; one whose
@@ -293,13 +362,31 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim<H: Host>(cache: *mut Cach
     unsafe { &*cache }.reclaim()
 }
 
-/// pool_cache_prime(9), pool_cache_setlowat(9): makes room for so many objects now. 0, or `ENOMEM`.
+/// pool_cache_prime(9): makes room for so many objects now. 0, or `ENOMEM`.
 ///
 /// # Safety
 /// 1. `cache` lives.
 pub unsafe extern "C" fn kernmalloc_pool_cache_prime<H: Host>(cache: *mut Cache<H>, items: c_int) -> c_int {
     // SAFETY: 1.
     unsafe { &*cache }.prime(items)
+}
+
+/// pool_cache_setlowat(9): from now on so many objects can be had without new pages after each request; 0 for none.
+///
+/// # Safety
+/// 1. `cache` lives.
+pub unsafe extern "C" fn kernmalloc_pool_cache_setlowat<H: Host>(cache: *mut Cache<H>, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_low(items);
+}
+
+/// pool_cache_sethiwat(9): pages go back when so many objects are free, and a page's worth more; 0 for never.
+///
+/// # Safety
+/// 1. `cache` lives.
+pub unsafe extern "C" fn kernmalloc_pool_cache_sethiwat<H: Host>(cache: *mut Cache<H>, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_high(items);
 }
 
 /// pool_cache_sethardlimit(9): at most so many objects in use; `warning`, unless null, is said at the limit, at most once in 300 seconds.

@@ -42,7 +42,7 @@ fn with(host: &Machine, name: &str, body: Body) -> Verdict {
 }
 
 /// The list.
-pub(crate) fn tests() -> [Test<Machine>; 6] {
+pub(crate) fn tests() -> [Test<Machine>; 8] {
     macro_rules! tests {
         ($($name:ident($object:literal)),* $(,)?) => {
             [$(Test { name: stringify!($name), run: |host| with(host, $object, $name) }),*]
@@ -55,6 +55,8 @@ pub(crate) fn tests() -> [Test<Machine>; 6] {
         a_module_without_memory_is_refused("links"),
         modules_leave_nothing_behind("tidy"),
         a_driver_in_c_attaches_works_and_detaches("driver"),
+        a_client_of_pools_in_c("pool_client"),
+        libmemstat_says_what_a_program_in_c_did("memstat"),
     ]
 }
 
@@ -309,5 +311,22 @@ fn a_driver_in_c_attaches_works_and_detaches(_: &Machine, object: &'static [u8])
     ];
     let agrees = said.len() == wanted.len() && said.iter().zip(wanted).all(|(said, wanted)| said.starts_with(wanted));
     ensure!(agrees, "said {said:?}, not {wanted:?}");
+    Ok(())
+}
+
+fn a_client_of_pools_in_c(_: &Machine, object: &'static [u8]) -> Outcome {
+    let said = run_program(object)?;
+    let wanted = [
+        "pool_init(offset): an align_offset other than 0 is not supported",
+        "[zone: small] the pool is small",
+        "[zone: scarce] the pool is scarce",
+    ];
+    ensure!(said == wanted, "said {said:?}, not {wanted:?}");
+    Ok(())
+}
+
+fn libmemstat_says_what_a_program_in_c_did(_: &Machine, object: &'static [u8]) -> Outcome {
+    let said = run_program(object)?;
+    ensure!(said.is_empty(), "said {said:?}");
     Ok(())
 }
