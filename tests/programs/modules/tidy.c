@@ -7,7 +7,22 @@ MALLOC_DEFINE(M_FORMS, "forms", "a module's forms");
 static MALLOC_DEFINE(M_DRAWERS, "drawers", "where forms go");
 MALLOC_JUSTDEFINE(M_BYHAND, "by hand", "attached by hand");
 
+static void *kept;
+
 int tidy_work(void);
+
+/* After the types', which come before it here; the destructors the other way round. */
+__attribute__((__constructor__)) static void
+keep(void)
+{
+	kept = malloc(77, M_FORMS, M_WAITOK);
+}
+
+__attribute__((__destructor__)) static void
+give_back(void)
+{
+	free(kept, M_FORMS);
+}
 
 /* 0, or what went wrong. */
 int
