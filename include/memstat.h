@@ -2,9 +2,10 @@
 /*
  * libmemstat(3), of the allocator in this process (link with -lkernmalloc-c) or kernel (compile with -D_KERNEL).
  *
- * Types of malloc(9) have bytes, zones have items of a size; what a type or zone has not is 0. A bit of a size mask is a class of sizes,
- * the smallest first. What was not done through a CPU's own cache is in the totals and on no CPU, so that these may exceed the sum over
- * CPUs. There is no kvm(3): the functions that read by it fail with MEMSTAT_ERROR_KVM.
+ * Types of malloc(9) have bytes, zones have items of a size; what a type or zone has not is 0. A bit of a size mask is
+ * a class of sizes, the smallest first. What was not done through a CPU's own cache is in the totals and on no CPU, so
+ * that these may exceed the sum over CPUs. There is no kvm(3): the functions that read by it fail with
+ * MEMSTAT_ERROR_KVM.
  */
 #ifndef KERNMALLOC_MEMSTAT_H
 #define KERNMALLOC_MEMSTAT_H

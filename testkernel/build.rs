@@ -1,12 +1,14 @@
-//! Gives the linker the kernel's script, under the profiles that make a kernel and under no other; and the kernel the archive of the
-//! modules that it loads, if `KERNMALLOC_MODULES` names one (`cargo xtask qemu` does), else an empty one.
+//! Gives the linker the kernel's script, under the profiles that make a kernel and under no other; and the kernel the
+//! archive of the modules that it loads, if `KERNMALLOC_MODULES` names one (`cargo xtask qemu` does), else an empty
+//! one.
 
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernel.ld");
-    // A build script is told neither the panic strategy nor the profile's own name (PROFILE says "release"): the folder has it.
+    // A build script is told neither the panic strategy nor the profile's own name (PROFILE says "release"): the folder
+    // has it.
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     if !out.iter().any(|part| part == "kernel" || part == "kernel-bench") {
         return;

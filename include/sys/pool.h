@@ -2,9 +2,10 @@
 /*
  * pool(9) and pool_cache(9): in a process link with -lkernmalloc-c, in a kernel compile with -D_KERNEL.
  *
- * Both are zones (zone(9)), with per-CPU caches. What differs from NetBSD: a pool is above its high mark when a page's worth more than that is
- * free, and pages do not go back in an interrupt; a warning is said at most once in 300 seconds, whatever the rate cap; pages come from
- * the heap, so that the pool allocators are names only; a cache cannot be made before the system has booted.
+ * Both are zones (zone(9)), with per-CPU caches. What differs from NetBSD: a pool is above its high mark when a page's
+ * worth more than that is free, and pages do not go back in an interrupt; a warning is said at most once in 300
+ * seconds, whatever the rate cap; pages come from the heap, so that the pool allocators are names only; a cache cannot
+ * be made before the system has booted.
  */
 #ifndef KERNMALLOC_SYS_POOL_H
 #define KERNMALLOC_SYS_POOL_H

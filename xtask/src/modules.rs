@@ -18,7 +18,8 @@ const FLAGS: &[&str] = &[
     "-mcmodel=kernel",
     "-fno-pic",
     "-fno-common",
-    // Interrupts use the interrupted stack in kernels other than this one; and only `core` uses floating-point registers here.
+    // Interrupts use the interrupted stack in kernels other than this one; and only `core` uses floating-point
+    // registers here.
     "-mno-red-zone",
     "-mgeneral-regs-only",
     "-fno-stack-protector",
@@ -47,6 +48,11 @@ const MODULES: &[Module] = &[
     Module { name: "undefined", sources: &["modules/undefined.c"], flags: &[] },
     Module { name: "shared", sources: &["modules/shared.c"], flags: &["-mcmodel=small", "-fPIC"] },
 ];
+
+/// Tests of programs in C that run in a process (`crates/clib/tests`) and, under the same names, as modules in the
+/// kernel.
+pub(crate) const C_PROGRAMS: [&str; 3] =
+    ["a_driver_attaches_works_and_detaches", "a_client_of_pools_and_pool_caches", "libmemstat_says_what_a_program_did"];
 
 /// Compiles one module: `OUT/NAME.o`.
 fn compile(module: &Module, out: &Path) -> Result<PathBuf> {

@@ -397,6 +397,12 @@ pub(crate) fn suite() -> Result<()> {
         let mut cargo = shell::cargo();
         cargo.args(["test", "--quiet", "--release", "--package", "kernmalloc-testsuite", "--test", host]);
         shell::collect(&mut cargo, &mut lines)?;
+        if host == "linux" {
+            // The programs in C are linked with the library here, and are modules there.
+            let mut cargo = shell::cargo();
+            cargo.args(["test", "--quiet", "--release", "--package", "kernmalloc-clib", "--test", "c_programs", "--"]);
+            shell::collect(cargo.arg("--format=pretty").args(modules::C_PROGRAMS), &mut lines)?;
+        }
         columns.push((host, verdicts(lines.iter().map(String::as_str))));
     }
     let run = Machine::default().run(&kernel, |_| ())?;

@@ -17,8 +17,8 @@ pub mod names {
     pub use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 }
 
-/// Calls the macro `$with` with all functions (those that are generic over the [`Host`], called `H` in their signatures, and the plain
-/// ones) and all static objects. Everything else is in [`names`].
+/// Calls the macro `$with` with all functions (those that are generic over the [`Host`], called `H` in their
+/// signatures, and the plain ones) and all static objects. Everything else is in [`names`].
 #[macro_export]
 macro_rules! interface {
     ($with:ident) => {

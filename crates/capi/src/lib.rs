@@ -1,22 +1,25 @@
-//! The C interface: what `include/` declares, for C code written against the manual pages malloc(9), kmem(9), zone(9), vmem(9), pool(9),
-//! pool_cache(9) and libmemstat(3); over any port, in a process or a kernel.
+//! The C interface: what `include/` declares, for C code written against the manual pages malloc(9), kmem(9), zone(9),
+//! vmem(9), pool(9), pool_cache(9) and libmemstat(3); over any port, in a process or a kernel.
 //!
 //! # How the names meet
 //!
-//! A header maps each name of a manual page to one with the prefix `kernmalloc_` (malloc(9) would collide with malloc(3)), and
-//! declares that; here it is defined, once for all ports. [`interface!`] lists them all. A program that C is linked with makes symbols of
-//! the list (the crate `clib`: `libkernmalloc-c` of a Linux process); a kernel that loads modules looks them up in
-//! [`symbols`]. What a C program sees as an object is one of these:
+//! A header maps each name of a manual page to one with the prefix `kernmalloc_` (malloc(9) would collide with
+//! malloc(3)), and declares that; here it is defined, once for all ports. [`interface!`] lists them all. A program that
+//! C is linked with makes symbols of the list (the crate `clib`: `libkernmalloc-c` of a Linux process); a kernel that
+//! loads modules looks them up in [`symbols`]. What a C program sees as an object is one of these:
 //!
-//! * `struct malloc_type` is the program's own static memory. Its last words are a `kern::malloc::MallocType`, written there at
+//! * `struct malloc_type` is the program's own static memory. Its last words are a `kern::malloc::MallocType`, written
+//!   there at
 //!   its first use, so that the core sees an ordinary type ([`types`]).
-//! * `uma_zone_t`, `pool_cache_t` and `vmem_t *` are records from this allocator, with the C callbacks and the Rust handle in them. They
+//! * `uma_zone_t`, `pool_cache_t` and `vmem_t *` are records from this allocator, with the C callbacks and the Rust
+//!   handle in them. They
 //!   are credited to types of their own.
 //!
 //! # What may sleep
 //!
-//! As the manual pages say: what is called with `M_WAITOK`, `KM_SLEEP`, `PR_WAITOK` or `VM_SLEEP`. It sleeps as the port does. A bug
-//! of the caller that the core finds is reported as the port reports a misuse; one that only C can make is a panic.
+//! As the manual pages say: what is called with `M_WAITOK`, `KM_SLEEP`, `PR_WAITOK` or `VM_SLEEP`. It sleeps as the
+//! port does. A bug of the caller that the core finds is reported as the port reports a misuse; one that only C can
+//! make is a panic.
 #![no_std]
 
 mod interface;

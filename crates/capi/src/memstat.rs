@@ -1,8 +1,9 @@
-//! libmemstat(3): `memstat.h`. The figures of this program's own allocator, types of malloc(9) and zones of zone(9), as a list.
+//! libmemstat(3): `memstat.h`. The figures of this program's own allocator, types of malloc(9) and zones of zone(9), as
+//! a list.
 //!
-//! A query walks types or zones and writes what it finds into the list's entries, which it makes where there are none; so a second query
-//! brings the list up to date, and what a caller has attached to an entry stays. An entry whose type or zone is gone keeps its last
-//! figures.
+//! A query walks types or zones and writes what it finds into the list's entries, which it makes where there are none;
+//! so a second query brings the list up to date, and what a caller has attached to an entry stays. An entry whose type
+//! or zone is gone keeps its last figures.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::{NonNull, null_mut};
@@ -104,8 +105,8 @@ impl MemoryType {
     /// # Safety
     /// 1. `this` is an entry of a list.
     unsafe fn cpu<'a>(this: *const Self, cpu: c_int) -> Option<&'a mut Cpu> {
-        // SAFETY: 1.; as many lie behind the entry, each written when it was made. Threads that share a list take turns (libmemstat(3) has
-        // no locks).
+        // SAFETY: 1.; as many lie behind the entry, each written when it was made. Threads that share a list take turns
+        // (libmemstat(3) has no locks).
         unsafe {
             let index = usize::try_from(cpu).ok().filter(|index| *index < (*this).cpus)?;
             Some(&mut *this.cast_mut().add(1).cast::<Cpu>().add(index))
@@ -114,7 +115,8 @@ impl MemoryType {
 }
 
 impl TypeList {
-    /// The entry that this query is to write for a type or zone: one of the same name that it has not written yet, or a new one.
+    /// The entry that this query is to write for a type or zone: one of the same name that it has not written yet, or a
+    /// new one.
     ///
     /// # Safety
     /// 1. `this` is a list.
@@ -248,7 +250,8 @@ impl TypeList {
         result
     }
 
-    /// Writes the figures of each CPU anew: `add` adds those of one of its slots. What goes by the shared slot is no CPU's.
+    /// Writes the figures of each CPU anew: `add` adds those of one of its slots. What goes by the shared slot is no
+    /// CPU's.
     fn each_cpu<H: Host>(entry: *mut MemoryType, mut add: impl FnMut(&mut CpuFigures, usize)) {
         let system = H::malloc().system();
         let (ids, rows) = (system.ids(), system.rows());
@@ -404,7 +407,8 @@ pub unsafe extern "C" fn kernmalloc_memstat_sysctl_all<H: Host>(list: *mut TypeL
     unsafe { TypeList::ask::<H>(list, &[TypeList::query_malloc::<H>, TypeList::query_uma::<H>]) }
 }
 
-/// memstat_kvm_all(3), memstat_kvm_malloc(3), memstat_kvm_uma(3): there is no kvm(3) to read through, which is what the error says.
+/// memstat_kvm_all(3), memstat_kvm_malloc(3), memstat_kvm_uma(3): there is no kvm(3) to read through, which is what the
+/// error says.
 ///
 /// # Safety
 /// 1. `list` is a list.

@@ -1,10 +1,11 @@
 //! `libkernmalloc-c`: the C interface (the crate `capi`) as a library for C programs of a Linux process.
 //!
-//! Each name of [`capi::interface!`] becomes a symbol, over the port for Linux. What sleeps, sleeps on a futex. What a request cannot
-//! have, and what the core finds to be a bug, is said on standard error; a bug ends the program, unless
+//! Each name of [`capi::interface!`] becomes a symbol, over the port for Linux. What sleeps, sleeps on a futex. What a
+//! request cannot have, and what the core finds to be a bug, is said on standard error; a bug ends the program, unless
 //! `KERNMALLOC=kern.malloc.on_misuse=report`.
 //!
-//! Built with `panic = "abort"` (the profile `preload`) this is `no_std`; a panic of the core is printed and aborts, as the kernel's would.
+//! Built with `panic = "abort"` (the profile `preload`) this is `no_std`; a panic of the core is printed and aborts, as
+//! the kernel's would.
 #![cfg_attr(panic = "abort", no_std)]
 
 mod life;

@@ -20,11 +20,13 @@ extern "C" fn exiting(_arg: *mut c_void) {
 
 /// Called by every type that is loaded.
 ///
-/// exit(3) calls these handlers, the last first, and one of them runs the destructors of all objects; dlclose(3) runs destructors only.
-/// That tells a module that goes from a process that does. The C library registers its own between the constructors of the libraries that a
-/// program is linked with and those of the program: ours must come after it, hence each time anew.
+/// exit(3) calls these handlers, the last first, and one of them runs the destructors of all objects; dlclose(3) runs
+/// destructors only. That tells a module that goes from a process that does. The C library registers its own between
+/// the constructors of the libraries that a program is linked with and those of the program: ours must come after it,
+/// hence each time anew.
 pub(crate) fn watch_exit() {
-    // SAFETY: the library is never unloaded (`-z nodelete`). Where there is no memory for it, warnings may be said at the end.
+    // SAFETY: the library is never unloaded (`-z nodelete`). Where there is no memory for it, warnings may be said at
+    // the end.
     unsafe { __cxa_atexit(exiting, core::ptr::null_mut(), core::ptr::null_mut()) };
 }
 

@@ -1,6 +1,8 @@
-//! Figures of types and zones one by one, for those who make their own tables of them: libmemstat(3), a kernel's debugger.
+//! Figures of types and zones one by one, for those who make their own tables of them: libmemstat(3), a kernel's
+//! debugger.
 //!
-//! Nothing here waits, enters a section or allocates. Figures of caches that are in use are those of the moment each is read.
+//! Nothing here waits, enters a section or allocates. Figures of caches that are in use are those of the moment each is
+//! read.
 
 use abi::{CacheEntry, Ordering, TypeTotals, zone_flag};
 use platform::Platform;
@@ -60,7 +62,8 @@ pub enum ZoneView<'a, P: Platform> {
 }
 
 impl<P: Platform> System<P> {
-    /// Calls `visit` for every zone: those of malloc's classes, then those made at run time. No zone that is visited goes away meanwhile.
+    /// Calls `visit` for every zone: those of malloc's classes, then those made at run time. No zone that is visited
+    /// goes away meanwhile.
     pub fn each_zone_view(&self, mut visit: impl FnMut(&ZoneView<'_, P>)) {
         if !self.is_booted() {
             return;
@@ -97,8 +100,8 @@ impl<P: Platform> System<P> {
     /// What a slot's cache says of a class.
     pub(crate) fn class_slot_figures(&self, class: usize, slot: usize) -> SlotFigures {
         let slot = self.slot_table().slot(slot) as *const Slot;
-        // SAFETY: a slot of the table. Its holder may be changing it, so this is a copy that may be torn: figures only, and
-        // what follows from them cannot overflow.
+        // SAFETY: a slot of the table. Its holder may be changing it, so this is a copy that may be torn: figures only,
+        // and what follows from them cannot overflow.
         let cache = unsafe { core::ptr::from_ref((*slot).cache_ref(class)).read_volatile() };
         let first = (cache.alloc_top as usize).wrapping_sub(cache.alloc_items as usize) / size_of::<CacheEntry>();
         let cached = (first as u64).wrapping_add(u64::from(cache.free_count));

@@ -112,7 +112,8 @@ extern "C" fn run(thread: usize) -> ! {
     sched::finish(&thread.running)
 }
 
-/// Starts a thread that calls `entry(arg)`. Null when there is no memory. Every thread must be joined before its module goes.
+/// Starts a thread that calls `entry(arg)`. Null when there is no memory. Every thread must be joined before its module
+/// goes.
 ///
 /// # Safety
 /// 1. `entry` may be called with `arg` in another thread.

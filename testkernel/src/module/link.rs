@@ -1,8 +1,10 @@
-//! A relocatable object as a linker sees it: what it needs, where its sections go, and what has to be written into them.
+//! A relocatable object as a linker sees it: what it needs, where its sections go, and what has to be written into
+//! them.
 //!
-//! Nothing of this kernel is known here. Whoever loads an object makes a [`Plan`] of it, finds memory for as many bytes as the plan says, and has
-//! the object [linked](Plan::link) into that; the rest of the kernel's part is in the parent module. Objects are bad data from outside until
-//! proven otherwise: every offset in them is checked, and what is wrong with one is an [`Error`] that names the place.
+//! Nothing of this kernel is known here. Whoever loads an object makes a [`Plan`] of it, finds memory for as many bytes
+//! as the plan says, and has the object [linked](Plan::link) into that; the rest of the kernel's part is in the parent
+//! module. Objects are bad data from outside until proven otherwise: every offset in them is checked, and what is wrong
+//! with one is an [`Error`] that names the place.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -157,8 +159,8 @@ fn part_of(section: &SectionHeader64<LittleEndian>) -> Part {
 }
 
 impl<'d> Plan<'d> {
-    /// Looks an object through and lays its sections out, in at most `limit` bytes. All that `find` has to know is asked for already
-    /// here.
+    /// Looks an object through and lays its sections out, in at most `limit` bytes. All that `find` has to know is
+    /// asked for already here.
     pub(crate) fn new(object: &'d [u8], limit: usize, find: Find<'_>) -> Result<Self, Error<'d>> {
         let header = Header::parse(object)?;
         let endian = header.endian()?;
@@ -287,8 +289,8 @@ impl<'d> Plan<'d> {
         self.parts[0].contains(&address.wrapping_sub(base))
     }
 
-    /// Writes the object into `memory`, which is zero, [`bytes`](Self::bytes) long and will be seen at `base`. What of it is
-    /// written when this fails means nothing.
+    /// Writes the object into `memory`, which is zero, [`bytes`](Self::bytes) long and will be seen at `base`. What of
+    /// it is written when this fails means nothing.
     pub(crate) fn link(&self, memory: &mut [u8], base: usize, find: Find<'_>) -> Result<Calls, Error<'d>> {
         for (index, section) in self.sections.enumerate() {
             if let Some(offset) = self.offsets[index.0] {
@@ -329,7 +331,8 @@ impl<'d> Plan<'d> {
         Ok(calls)
     }
 
-    /// The functions that a section, and those of the same name with a priority, point at: by priority, those without one last.
+    /// The functions that a section, and those of the same name with a priority, point at: by priority, those without
+    /// one last.
     fn functions(&self, name: &[u8], memory: &[u8], base: usize, out: &mut Vec<usize>) -> Result<(), Error<'d>> {
         let priority = |found: &[u8]| match found.strip_prefix(name)? {
             b"" => Some(u32::MAX),

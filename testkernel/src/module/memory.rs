@@ -1,7 +1,9 @@
-//! Memory for modules: addresses within reach of the kernel's text, from an arena of their own, and page frames behind them.
+//! Memory for modules: addresses within reach of the kernel's text, from an arena of their own, and page frames behind
+//! them.
 //!
-//! A module's code calls the kernel, and the compiler's model for kernels (`-mcmodel=kernel`) takes 32 bits of address for everything. So
-//! modules lie beside the kernel in the last 2 GiB, not in the heap. Of their pages none is both written to and run.
+//! A module's code calls the kernel, and the compiler's model for kernels (`-mcmodel=kernel`) takes 32 bits of address
+//! for everything. So modules lie beside the kernel in the last 2 GiB, not in the heap. Of their pages none is both
+//! written to and run.
 
 use core::ops::Range;
 use core::sync::atomic::AtomicU32;

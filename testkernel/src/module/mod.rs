@@ -3,20 +3,22 @@
 //! # Theory
 //!
 //! ```text
-//!  object ─► link::Plan     checked, sections laid out: text | constants | data, each from a page on; every undefined symbol is on
-//!     │                     the list of `exports`, or the object is refused
-//!     ├────► memory::Memory addresses from an arena beside the kernel, frames behind them
-//!     ├────► Plan::link     sections copied, relocations written
-//!     ├────► protect        text runs and is not written to, constants are read, data is not run
-//!     └────► constructors   of MALLOC_DEFINE: the module's types are attached
+//!  object ─► link::Plan      checked, sections laid out: text | constants | data, each from a page on; every
+//!     │                      undefined symbol is on the list of `exports`, or the object is refused
+//!     ├────► memory::Memory  addresses from an arena beside the kernel, frames behind them
+//!     ├────► Plan::link      sections copied, relocations written
+//!     ├────► protect         text runs and is not written to, constants are read, data is not run
+//!     └────► constructors    of MALLOC_DEFINE: the module's types are attached
 //!
-//!  unload: destructors (types are detached, with a warning for what leaked) ─► types that nobody detached ─► pages, addresses
+//!  unload: destructors (types are detached, with a warning for what leaked) ─► types that nobody detached
+//!          ─► pages, addresses
 //! ```
 //!
-//! Until the constructors run, whatever fails leaves nothing behind: the memory goes with the value that owns it. After that nothing fails.
+//! Until the constructors run, whatever fails leaves nothing behind: the memory goes with the value that owns it. After
+//! that nothing fails.
 //!
-//! What a module has made beside its types (zones, threads, blocks) is its own affair; that it is unloaded with calls into it under way
-//! is a bug of its user, hence [`Module::unload`] is unsafe.
+//! What a module has made beside its types (zones, threads, blocks) is its own affair; that it is unloaded with calls
+//! into it under way is a bug of its user, hence [`Module::unload`] is unsafe.
 
 use alloc::vec::Vec;
 use core::fmt;

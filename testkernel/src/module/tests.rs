@@ -54,9 +54,9 @@ pub(crate) fn tests() -> [Test<Machine>; 8] {
         bad_objects_are_refused("links"),
         a_module_without_memory_is_refused("links"),
         modules_leave_nothing_behind("tidy"),
-        a_driver_in_c_attaches_works_and_detaches("driver"),
-        a_client_of_pools_in_c("pool_client"),
-        libmemstat_says_what_a_program_in_c_did("memstat"),
+        a_driver_attaches_works_and_detaches("driver"),
+        a_client_of_pools_and_pool_caches("pool_client"),
+        libmemstat_says_what_a_program_did("memstat"),
     ]
 }
 
@@ -93,8 +93,9 @@ fn footprint(host: &Machine) -> Footprint {
     }
 }
 
-/// Runs `body`, on one CPU, until nothing more is left of it. Some things are made once and for all (tables of the address space, the
-/// heap's own records, caches of this CPU), so the first runs may leave some; what is left by every run is lost.
+/// Runs `body`, on one CPU, until nothing more is left of it. Some things are made once and for all (tables of the
+/// address space, the heap's own records, caches of this CPU), so the first runs may leave some; what is left by every
+/// run is lost.
 fn without_trace(host: &Machine, mut body: impl FnMut() -> Outcome) -> Outcome {
     const RUNS: usize = 6;
     sched::bind(0);
@@ -302,7 +303,7 @@ fn run_program(object: &'static [u8]) -> Result<Vec<String>, String> {
     Ok(warnings::since(said))
 }
 
-fn a_driver_in_c_attaches_works_and_detaches(_: &Machine, object: &'static [u8]) -> Outcome {
+fn a_driver_attaches_works_and_detaches(_: &Machine, object: &'static [u8]) -> Outcome {
     let said = run_program(object)?;
     let wanted = [
         "[zone: xe packet] the transmit queues have all packets",
@@ -314,7 +315,7 @@ fn a_driver_in_c_attaches_works_and_detaches(_: &Machine, object: &'static [u8])
     Ok(())
 }
 
-fn a_client_of_pools_in_c(_: &Machine, object: &'static [u8]) -> Outcome {
+fn a_client_of_pools_and_pool_caches(_: &Machine, object: &'static [u8]) -> Outcome {
     let said = run_program(object)?;
     let wanted = [
         "pool_init(offset): an align_offset other than 0 is not supported",
@@ -325,7 +326,7 @@ fn a_client_of_pools_in_c(_: &Machine, object: &'static [u8]) -> Outcome {
     Ok(())
 }
 
-fn libmemstat_says_what_a_program_in_c_did(_: &Machine, object: &'static [u8]) -> Outcome {
+fn libmemstat_says_what_a_program_did(_: &Machine, object: &'static [u8]) -> Outcome {
     let said = run_program(object)?;
     ensure!(said.is_empty(), "said {said:?}");
     Ok(())

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A network driver as one is written for BSD: malloc types for its structures, zones with constructors and limits for packets and
- * descriptors, an arena for the ids of its queues, kmem(9) for what has a size of its own. The hardware is an array.
+ * A network driver as one is written for BSD: malloc types for its structures, zones with constructors and limits for
+ * packets and descriptors, an arena for the ids of its queues, kmem(9) for what has a size of its own. The hardware is
+ * an array.
  *
  * Written against malloc(9), zone(9), vmem(9) and kmem(9).
  */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What the programs in this folder want besides the interface that they test: the same in a process (env_process.c, over the C library)
- * and in the test kernel (env_kernel.c, over what that exports to modules). A program is its function `program`.
+ * What the programs in this folder want besides the interface that they test: the same in a process (env_process.c,
+ * over the C library) and in the test kernel (env_kernel.c, over what that exports to modules). A program is its
+ * function `program`.
  */
 #ifndef ENV_H
 #define ENV_H

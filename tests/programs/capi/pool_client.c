@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A client of pool(9) and pool_cache(9): connections that are constructed once, requests that are not, pages of a size of their own. Threads
- * churn them; marks, limits and hooks are tried one by one.
+ * A client of pool(9) and pool_cache(9): connections that are constructed once, requests that are not, pages of a size
+ * of their own. Threads churn them; marks, limits and hooks are tried one by one.
  *
  * Written against pool(9) and pool_cache(9).
  */
