@@ -114,6 +114,12 @@ impl MemoryType {
     }
 }
 
+/// Writes what it finds into a list, or says which error stopped it.
+///
+/// # Safety
+/// 1. It is a list.
+type Query = unsafe fn(*mut TypeList) -> Result<(), c_int>;
+
 impl TypeList {
     /// The entry that this query is to write for a type or zone: one of the same name that it has not written yet, or a
     /// new one.
@@ -267,7 +273,7 @@ impl TypeList {
     ///
     /// # Safety
     /// 1. `this` is a list.
-    unsafe fn ask<H: Host>(this: *mut Self, queries: &[unsafe fn(*mut Self) -> Result<(), c_int>]) -> c_int {
+    unsafe fn ask<H: Host>(this: *mut Self, queries: &[Query]) -> c_int {
         let booted = if H::boot() { Ok(()) } else { Err(ERROR_NOMEMORY) };
         // SAFETY: 1.
         let result = booted.and_then(|()| queries.iter().try_for_each(|query| unsafe { query(this) }));
