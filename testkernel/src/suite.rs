@@ -132,7 +132,7 @@ pub(crate) extern "C" fn main(_: usize) -> ! {
     let only = ONLY.lock().take().unwrap_or_default();
     let mut tally = Tally::default();
     let shared = testsuite::tests::<Machine>();
-    for test in own_tests().iter().chain(&module::tests()).chain(&shared).filter(|test| test.name.contains(&*only)) {
+    for test in own_tests().iter().chain(&shared).chain(&module::tests()).filter(|test| test.name.contains(&*only)) {
         tally.run(&host, test);
         // With a fault put in, the first failure is all that is asked for; what comes after may hang.
         if tally.failed > 0 && breaks::any() {

@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use crate::Host;
 use names::*;
 
-/// What the signatures of [`interface!`] are made of.
+/// What the signatures of [`interface!`](crate::interface!) are made of.
 pub mod names {
     pub use crate::kmem::*;
     pub use crate::malloc::*;

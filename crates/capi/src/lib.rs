@@ -4,7 +4,7 @@
 //! # How the names meet
 //!
 //! A header maps each name of a manual page to one with the prefix `kernmalloc_` (malloc(9) would collide with
-//! malloc(3)), and declares that; here it is defined, once for all ports. [`interface!`] lists them all. A program that
+//! malloc(3)), and declares that; here it is defined, once for all ports. [`interface!`](crate::interface!) lists them all. A program that
 //! C is linked with makes symbols of the list (the crate `clib`: `libkernmalloc-c` of a Linux process); a kernel that
 //! loads modules looks them up in [`symbols`]. What a C program sees as an object is one of these:
 //!
