@@ -177,6 +177,20 @@ fn the_headers_are_cxx_too() {
             let mut command = Command::new(compiler);
             command.arg(standard).args(STRICT).arg("-I").arg(prefix().join("include"));
             run(command.arg("-fsyntax-only").arg(&file));
+            if includes.contains("<stdlib.h>") {
+                continue;
+            }
+            // In a kernel, where there is no C library.
+            let own = text(&run(Command::new(compiler).arg("-print-file-name=include")).stdout);
+            let mut command = Command::new(compiler);
+            command.arg(standard).args(STRICT).args([
+                "-D_KERNEL",
+                "-ffreestanding",
+                "-nostdinc",
+                "-isystem",
+                own.trim(),
+            ]);
+            run(command.arg("-I").arg(prefix().join("include")).arg("-fsyntax-only").arg(&file));
         }
     }
 }

@@ -42,7 +42,7 @@ fn with(host: &Machine, name: &str, body: Body) -> Verdict {
 }
 
 /// The list.
-pub(crate) fn tests() -> [Test<Machine>; 8] {
+pub(crate) fn tests() -> [Test<Machine>; 9] {
     macro_rules! tests {
         ($($name:ident($object:literal)),* $(,)?) => {
             [$(Test { name: stringify!($name), run: |host| with(host, $object, $name) }),*]
@@ -54,6 +54,7 @@ pub(crate) fn tests() -> [Test<Machine>; 8] {
         bad_objects_are_refused("links"),
         a_module_without_memory_is_refused("links"),
         modules_leave_nothing_behind("tidy"),
+        modules_are_loaded_by_many_threads("links"),
         a_driver_attaches_works_and_detaches("driver"),
         a_client_of_pools_and_pool_caches("pool_client"),
         libmemstat_says_what_a_program_did("memstat"),
@@ -289,6 +290,24 @@ fn modules_leave_nothing_behind(host: &Machine, object: &'static [u8]) -> Outcom
         Ok(())
     })?;
     ensure!(warnings::count() == said, "a module that leaks nothing is warned of: {:?}", warnings::since(said));
+    Ok(())
+}
+
+fn modules_are_loaded_by_many_threads(host: &Machine, object: &'static [u8]) -> Outcome {
+    let rounds = 2 + 48 * host.effort() / 100;
+    host.threads(2 * host.cpus(), &|_| {
+        for _ in 0..rounds {
+            let module = load(object)?;
+            // While this one is there nobody else's is in its place.
+            host.yield_now();
+            let wrong = call(&module, "links_check")?;
+            // SAFETY: 1. nobody else knows it.
+            unsafe { module.unload() };
+            ensure!(wrong == 0, "reference {wrong} of a module is wrong");
+        }
+        Ok(())
+    })?;
+    ensure!(memory::in_use() == 0, "{:#x} bytes of addresses are still in use", memory::in_use());
     Ok(())
 }
 
