@@ -1,14 +1,21 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* kmem(9) in a process: link with -lkernmalloc-c. */
+/* kmem(9). In a process: link with -lkernmalloc-c. In a kernel: compile with -D_KERNEL. */
 #ifndef KERNMALLOC_SYS_KMEM_H
 #define KERNMALLOC_SYS_KMEM_H
 
 #include <stdarg.h>
 #include <stddef.h>
+#ifndef _KERNEL
 #include <stdio.h>
+#endif
 
 #ifdef __cplusplus
 extern "C" {
+#endif
+
+#ifdef _KERNEL
+/* The kernel's own, wanted by kmem_asprintf. */
+int vsnprintf(char *, size_t, const char *, va_list);
 #endif
 
 /* Exactly one of them. */

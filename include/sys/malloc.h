@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * malloc(9) in a process: link with -lkernmalloc-c.
+ * malloc(9). In a process: link with -lkernmalloc-c. In a kernel: compile with -D_KERNEL, and no header of a C library
+ * is needed.
  *
- * The names of the manual page are macros here, so that malloc(9) does not collide with malloc(3). The C library's header is included
- * first, with its names intact; a file that wants malloc(3) as well says so before this header, in a function of its own, or
- * undefines the name.
+ * The names of the manual page are macros here, so that malloc(9) does not collide with malloc(3). In a process the C
+ * library's header is included first, with its names intact; a file that wants malloc(3) as well says so before this
+ * header, in a function of its own, or undefines the name.
  */
 #ifndef KERNMALLOC_SYS_MALLOC_H
 #define KERNMALLOC_SYS_MALLOC_H
 
 #include <stddef.h>
+#ifndef _KERNEL
 #ifdef __cplusplus
 #include <cstdlib>
 #endif
 #include <stdlib.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
+#endif
 #endif
 
 #ifdef __cplusplus
@@ -59,7 +62,10 @@ typedef void malloc_type_list_func_t(struct malloc_type *, void *);
 #define MALLOC_JUSTDEFINE(type, shortdesc, longdesc)			\
 	MALLOC_JUSTDEFINE_LIMIT(type, shortdesc, longdesc, 0)
 
-/* Attached before main, or when its module is loaded; detached when the module goes, with a warning if it leaked. */
+/*
+ * Attached before main, or when its module is loaded; detached when the module goes, with a warning if it leaked. A
+ * kernel's loader calls what .init_array and .fini_array of the module list.
+ */
 #define MALLOC_DEFINE_LIMIT(type, shortdesc, longdesc, limit)		\
 	MALLOC_JUSTDEFINE_LIMIT(type, shortdesc, longdesc, limit);	\
 	__attribute__((__constructor__, __used__))			\

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * pool(9) and pool_cache(9) in a process: link with -lkernmalloc-c.
+ * pool(9) and pool_cache(9): in a process link with -lkernmalloc-c, in a kernel compile with -D_KERNEL.
  *
- * Both are zones (zone(9)), with per-CPU caches. What differs from NetBSD: a water mark is a hint (a low one makes room at once, a high
- * one does nothing: zones trim themselves to their working set); a warning is said at most once in 300 seconds, whatever the
- * rate cap; pages come from the process, so that the pool allocators are names only.
+ * Both are zones (zone(9)), with per-CPU caches. What differs from NetBSD: a pool is above its high mark when a page's
+ * worth more than that is free, and pages do not go back in an interrupt; a warning is said at most once in 300
+ * seconds, whatever the rate cap; pages come from the heap, so that the pool allocators are names only; a cache cannot
+ * be made before the system has booted.
  */
 #ifndef KERNMALLOC_SYS_POOL_H
 #define KERNMALLOC_SYS_POOL_H
@@ -60,8 +61,8 @@ struct pool {
 #define pool_cache_invalidate		kernmalloc_pool_cache_invalidate
 #define pool_cache_reclaim		kernmalloc_pool_cache_reclaim
 #define pool_cache_prime		kernmalloc_pool_cache_prime
-#define pool_cache_setlowat(pc, n)	((void)kernmalloc_pool_cache_prime((pc), (n)))
-#define pool_cache_sethiwat(pc, n)	((void)(pc), (void)(n))
+#define pool_cache_setlowat		kernmalloc_pool_cache_setlowat
+#define pool_cache_sethiwat		kernmalloc_pool_cache_sethiwat
 #define pool_cache_sethardlimit		kernmalloc_pool_cache_sethardlimit
 #define pool_cache_set_drain_hook	kernmalloc_pool_cache_set_drain_hook
 #define pool_init			kernmalloc_pool_init
@@ -75,6 +76,8 @@ void pool_cache_destruct_object(pool_cache_t, void *);
 void pool_cache_invalidate(pool_cache_t);
 bool pool_cache_reclaim(pool_cache_t);
 int pool_cache_prime(pool_cache_t, int);
+void pool_cache_setlowat(pool_cache_t, int);
+void pool_cache_sethiwat(pool_cache_t, int);
 void pool_cache_sethardlimit(pool_cache_t, int, const char *, int);
 void pool_cache_set_drain_hook(pool_cache_t, void (*)(void *, int), void *);
 void pool_init(struct pool *, size_t, unsigned int, unsigned int, int, const char *, struct pool_allocator *, int);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * vmem(9) in a process: link with -lkernmalloc-c. Both systems' pages apply. vmem_create has 6 arguments (FreeBSD) or 10 (NetBSD, whose
- * import and release functions take the source arena first); the flags of either mean the same.
+ * vmem(9): in a process link with -lkernmalloc-c, in a kernel compile with -D_KERNEL. Both systems' pages apply.
+ * vmem_create has 6 arguments (FreeBSD) or 10 (NetBSD, whose import and release functions take the source arena first);
+ * the flags of either mean the same.
  */
 #ifndef KERNMALLOC_SYS_VMEM_H
 #define KERNMALLOC_SYS_VMEM_H

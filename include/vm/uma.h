@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* zone(9) in a process: link with -lkernmalloc-c. */
+/* zone(9): in a process link with -lkernmalloc-c, in a kernel compile with -D_KERNEL. */
 #ifndef KERNMALLOC_VM_UMA_H
 #define KERNMALLOC_VM_UMA_H
 

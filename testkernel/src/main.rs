@@ -25,6 +25,7 @@ mod kernel {
     pub(crate) mod hotplug;
     pub(crate) mod interrupts;
     pub(crate) mod misuse;
+    pub(crate) mod module;
     pub(crate) mod numa;
     #[cfg(feature = "peers")]
     pub(crate) mod peers;
@@ -35,6 +36,7 @@ mod kernel {
     pub(crate) mod spin;
     pub(crate) mod start;
     pub(crate) mod suite;
+    pub(crate) mod warnings;
 }
 #[cfg(panic = "abort")]
 use kernel::*;

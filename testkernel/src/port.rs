@@ -7,7 +7,7 @@ use platform::{Extent, MisuseReport, Platform, SlotTable};
 use crate::hotplug::{self, CLAIMED, HELD, word};
 use crate::space::{self, HEAP, META, PAGE, WORDS};
 use crate::spin::{SpinLock, mask_section, unmask_section};
-use crate::{cpu, misuse, numa, sched};
+use crate::{cpu, misuse, numa, sched, warnings};
 
 /// This kernel.
 pub(crate) struct Kernel;
@@ -106,6 +106,10 @@ unsafe impl Platform for Kernel {
 
     fn wake_all(word: &AtomicU32) {
         sched::wake_all(word);
+    }
+
+    fn warning(text: &[u8]) {
+        warnings::say(text);
     }
 
     fn misuse(report: &MisuseReport) {

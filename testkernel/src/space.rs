@@ -8,6 +8,7 @@
 //! ffff_d800_0000_0000  STATS    the statistics object
 //! ffff_e000_0000_0000  STACKS   of threads, each with an unmapped page below
 //! ffff_ffff_8000_0000           the kernel's text and data
+//! ffff_ffff_c000_0000  MODULES  loaded modules
 //! ```
 //!
 //! A shootdown waits for every CPU to answer. A CPU that spins for a lock with interrupts masked answers from its loop, and
@@ -34,6 +35,8 @@ pub(crate) const META: usize = 0xffff_d000_0000_0000;
 pub(crate) const STATS: usize = 0xffff_d800_0000_0000;
 /// Stacks of threads.
 pub(crate) const STACKS: usize = 0xffff_e000_0000_0000;
+/// Loaded modules: within 2 GiB of the kernel, so that both reach each other by 32 bits.
+pub(crate) const MODULES: usize = 0xffff_ffff_c000_0000;
 /// Where the kernel is linked; physical address 0.
 pub(crate) const KERNEL: usize = 0xffff_ffff_8000_0000;
 
@@ -41,6 +44,7 @@ const PRESENT: u64 = 1;
 const WRITE: u64 = 2;
 const UNCACHED: u64 = 0x10;
 const LARGE: u64 = 0x80;
+const NO_EXECUTE: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 static TABLES: Lock<SpinLock, ()> = Lock::new(());
@@ -96,7 +100,9 @@ pub(crate) fn finish_boot() {
 /// Puts memory of zeros behind every page of the range that has none. False when there is too little, and then perhaps some pages
 /// have theirs.
 pub(crate) fn back(addr: usize, bytes: usize) -> bool {
-    let last = addr + bytes;
+    /// No machine that this kernel boots on has more.
+    const MOST_PAGES: usize = (4 << 30) / PAGE;
+    let Some(last) = addr.checked_add(bytes).filter(|last| last - addr <= MOST_PAGES * PAGE) else { return false };
     let first = addr / PAGE * PAGE;
     // Tables come on top; a request that is far too large takes nothing from others on its way to failure.
     if (last - first) / PAGE > frames::available() + range_backed(first, last) {
@@ -109,11 +115,46 @@ pub(crate) fn back(addr: usize, bytes: usize) -> bool {
         unsafe {
             if *entry & PRESENT == 0 {
                 let Some(frame) = frames::alloc() else { return false };
-                *entry = frame as u64 | PRESENT | WRITE;
+                *entry = frame as u64 | PRESENT | WRITE | NO_EXECUTE;
             }
         }
         true
     })
+}
+
+/// What pages are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Reading and writing: as all pages are unless told otherwise.
+    Write,
+    /// Reading.
+    Read,
+    /// Reading and running.
+    Execute,
+}
+
+/// Allows on the backed pages of a range this and nothing else, once no CPU remembers otherwise.
+pub(crate) fn protect(addr: usize, bytes: usize, access: Access) {
+    let bits = match access {
+        Access::Write => WRITE | NO_EXECUTE,
+        Access::Read => NO_EXECUTE,
+        Access::Execute => 0,
+    };
+    for page in (addr..addr + bytes).step_by(PAGE) {
+        let _tables = TABLES.lock();
+        if let Some(entry) = entry(page, 0, false) {
+            // SAFETY: the entry of a page of the caller's; the lock is held.
+            unsafe { *entry = *entry & !(WRITE | NO_EXECUTE) | bits };
+        }
+    }
+    shoot_down(addr, bytes);
+}
+
+/// Whether what lies at an address of one of the ranges can run.
+pub(crate) fn is_executable(addr: usize) -> bool {
+    let _tables = TABLES.lock();
+    // SAFETY: an entry; the lock is held.
+    entry(addr, 0, false).is_some_and(|entry| unsafe { *entry } & (PRESENT | NO_EXECUTE) == PRESENT)
 }
 
 /// Pages of a range that have memory.

@@ -6,6 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use abi::{CpuCache, Header};
+use kern::malloc::Malloc;
 use kern::{Boot, Heap, ObjectLayout, SLOT_STRIDE_BYTES, System};
 
 use crate::port::Kernel;
@@ -23,6 +24,9 @@ static ALLOCATOR: Heap<Kernel, EARLY_BYTES> = Heap::new();
 pub(crate) fn system() -> &'static System<Kernel> {
     ALLOCATOR.system()
 }
+
+/// malloc(9) over it.
+pub(crate) static MALLOC: Malloc<'static, Kernel> = Malloc::new(ALLOCATOR.system());
 
 /// Malloc types there is room for.
 const TYPES: usize = 256;

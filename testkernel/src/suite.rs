@@ -16,7 +16,7 @@ use crate::port::Kernel;
 use crate::serial::{self, Exit, println};
 use crate::space::{DIRECT, PAGE};
 use crate::spin::SpinLock;
-use crate::{breaks, cpu, debugger, fault, frames, hotplug, interrupts, misuse, numa, sched, space, start};
+use crate::{breaks, cpu, debugger, fault, frames, hotplug, interrupts, misuse, module, numa, sched, space, start};
 
 /// This kernel as the suite sees it.
 pub(crate) struct Machine;
@@ -168,7 +168,7 @@ pub(crate) extern "C" fn main(_: usize) -> ! {
     let only = ONLY.lock().take().unwrap_or_default();
     let mut tally = Tally::default();
     let shared = testsuite::tests::<Machine>();
-    for test in own_tests().iter().chain(&shared).filter(|test| test.name.contains(&*only)) {
+    for test in own_tests().iter().chain(&shared).chain(&module::tests()).filter(|test| test.name.contains(&*only)) {
         tally.run(&host, test);
         // With a fault put in, the first failure is all that is asked for; what comes after may hang.
         if tally.failed > 0 && breaks::any() {

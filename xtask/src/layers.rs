@@ -16,7 +16,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hosted", &["kern", "platform"]),
     ("preload", &["hosted"]),
     ("kernmalloc", &["hosted", "kern", "vmem"]),
-    ("capi", &["hosted", "kern", "vmem"]),
+    ("capi", &["kern", "vmem", "platform", "abi"]),
+    ("clib", &["capi", "hosted"]),
     // The reader's side never links the allocator.
     ("memstat", &["abi"]),
     ("cli", &["memstat"]),

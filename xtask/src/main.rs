@@ -13,6 +13,7 @@ mod history;
 mod layers;
 mod machine;
 mod measure;
+mod modules;
 mod ports;
 mod qemu;
 mod service;

@@ -1,7 +1,7 @@
 //! `cargo xtask qemu`: the test kernel, built, booted and judged. And `cargo xtask suite`: the same tests on every platform, side
 //! by side.
 
-use crate::{debian, shell};
+use crate::{debian, modules, shell};
 use anyhow::{Context as _, Result, bail};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
@@ -271,6 +271,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 fn build_as(profile: &str, features: &[&str]) -> Result<PathBuf> {
     debian::provide_qemu();
     let mut cargo = shell::cargo();
+    cargo.env("KERNMALLOC_MODULES", modules::build()?);
     cargo.env("RUSTFLAGS", RUSTFLAGS).args(["build", "--quiet", "--package", PACKAGE, "--profile", profile]);
     shell::run(cargo.args(features))?;
     Ok(shell::target_dir().join(profile).join("testkernel"))
@@ -448,6 +449,12 @@ pub(crate) fn suite() -> Result<()> {
         let mut cargo = shell::cargo();
         cargo.args(["test", "--quiet", "--release", "--package", "kernmalloc-testsuite", "--test", host]);
         shell::collect(&mut cargo, &mut lines)?;
+        if host == "linux" {
+            // The programs in C are linked with the library here, and are modules there.
+            let mut cargo = shell::cargo();
+            cargo.args(["test", "--quiet", "--release", "--package", "kernmalloc-clib", "--test", "c_programs", "--"]);
+            shell::collect(cargo.arg("--format=pretty").args(modules::C_PROGRAMS), &mut lines)?;
+        }
         columns.push((host, verdicts(lines.iter().map(String::as_str))));
     }
     let run = Machine::default().run(&kernel, |_| ())?;

@@ -5,15 +5,15 @@
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use hosted::{Linux, SYSTEM};
 use kern::malloc::{Flags as MallocFlags, NoWait};
 use kern::zone::{Callbacks, Fail, Flags, How, RawZone, Reclaim, Wait, ZoneConfig, ZoneError};
 
-use crate::life::die;
+use platform::Platform as _;
+
 use crate::types::M_HANDLES;
-use crate::{MALLOC, refuse, text_of};
+use crate::{Host, refuse, text_of};
 
 /// `int ctor(void *arg, void *object, int flags)`
 pub type PoolCtor = unsafe extern "C" fn(*mut c_void, *mut c_void, c_int) -> c_int;
@@ -29,40 +29,45 @@ const PR_NOTOUCH: c_int = 0x20;
 const PR_ZERO: c_int = 0x1000;
 
 /// What `pool_cache_t` points at, and a `struct pool` names.
-pub struct Cache {
-    zone: Option<RawZone<'static, Linux>>,
+pub struct Cache<H: Host> {
+    zone: Option<RawZone<'static, H::P>>,
     /// The zone whose keg this one is on, if it is on another's.
-    primary: Option<RawZone<'static, Linux>>,
+    primary: Option<RawZone<'static, H::P>>,
     ctor: Option<PoolCtor>,
     dtor: Option<PoolDtor>,
     arg: *mut c_void,
     /// A [`DrainHook`], or null, and its argument.
     hook: AtomicPtr<c_void>,
     hook_arg: AtomicPtr<c_void>,
+    /// Water marks, in items, 0 for none: so many are free after a request; of more than so many pages go back.
+    low: AtomicUsize,
+    high: AtomicUsize,
+    /// Free items that could not go back the last time, since their pages have others in use.
+    stuck: AtomicUsize,
 }
 
 /// `struct pool` of `sys/pool.h`: the program's own memory.
 #[repr(C)]
-pub struct Pool {
-    cache: *mut Cache,
+pub struct Pool<H: Host> {
+    cache: *mut Cache<H>,
 }
 
 fn c_wait(wait: Wait) -> c_int {
     if wait == Wait::Sleep { PR_WAITOK } else { PR_NOWAIT }
 }
 
-unsafe fn call_ctor(context: *mut (), object: *mut u8, _bytes: usize, wait: Wait) -> bool {
+unsafe fn call_ctor<H: Host>(context: *mut (), object: *mut u8, _bytes: usize, wait: Wait) -> bool {
     // SAFETY: the context is the cache that the zone belongs to; its maker says that the constructor may be called so.
     unsafe {
-        let it = &*context.cast::<Cache>();
+        let it = &*context.cast::<Cache<H>>();
         it.ctor.is_none_or(|ctor| ctor(it.arg, object.cast(), c_wait(wait)) == 0)
     }
 }
 
-unsafe fn call_dtor(context: *mut (), object: *mut u8, _bytes: usize) {
+unsafe fn call_dtor<H: Host>(context: *mut (), object: *mut u8, _bytes: usize) {
     // SAFETY: as above.
     unsafe {
-        let it = &*context.cast::<Cache>();
+        let it = &*context.cast::<Cache<H>>();
         if let Some(dtor) = it.dtor {
             dtor(it.arg, object.cast());
         }
@@ -70,16 +75,20 @@ unsafe fn call_dtor(context: *mut (), object: *mut u8, _bytes: usize) {
 }
 
 /// The zones of a cache: its own, and the one whose keg that is on.
-type Zones = (RawZone<'static, Linux>, Option<RawZone<'static, Linux>>);
+type Zones<P> = (RawZone<'static, P>, Option<RawZone<'static, P>>);
 
-fn make_zones(cache: *mut Cache, config: &ZoneConfig<'_>, is_constructed: bool) -> Result<Zones, ZoneError> {
-    let primary = SYSTEM.zcreate(config)?;
+fn make_zones<H: Host>(
+    cache: *mut Cache<H>,
+    config: &ZoneConfig<'_>,
+    is_constructed: bool,
+) -> Result<Zones<H::P>, ZoneError> {
+    let primary = H::malloc().system().zcreate(config)?;
     if !is_constructed {
         return Ok((primary, None));
     }
     // SAFETY: 1. the cache outlives its zones, and its maker says that its functions may be called so.
-    let callbacks = unsafe { Callbacks::new(cache.cast()) }.init(call_ctor).fini(call_dtor);
-    match SYSTEM.zsecond_create(config.name, primary, callbacks) {
+    let callbacks = unsafe { Callbacks::new(cache.cast()) }.init(call_ctor::<H>).fini(call_dtor::<H>);
+    match H::malloc().system().zsecond_create(config.name, primary, callbacks) {
         Ok(zone) => Ok((zone, Some(primary))),
         Err(error) => {
             // SAFETY: 1. nobody else knows it.
@@ -89,7 +98,7 @@ fn make_zones(cache: *mut Cache, config: &ZoneConfig<'_>, is_constructed: bool) 
     }
 }
 
-impl Cache {
+impl<H: Host> Cache<H> {
     /// # Safety
     /// 1. The functions may be called with `arg` by any thread while the cache lives.
     unsafe fn create(
@@ -100,20 +109,31 @@ impl Cache {
         callbacks: (Option<PoolCtor>, Option<PoolDtor>, *mut c_void),
     ) -> *mut Self {
         if align_offset != 0 {
-            refuse("pool_init", name, &"an align_offset other than 0 is not supported");
+            refuse::<H>("pool_init", name, &"an align_offset other than 0 is not supported");
             return null_mut();
         }
         let (ctor, dtor, arg) = callbacks;
-        let memory = hosted::boot().then(|| MALLOC.malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
+        let memory = H::boot().then(|| H::malloc().malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
         let Some(record) = memory.flatten() else {
-            refuse("pool_init", name, &ZoneError::Memory);
+            refuse::<H>("pool_init", name, &ZoneError::Memory);
             return null_mut();
         };
         let cache = record.as_ptr().cast::<Self>();
-        let nobody = || AtomicPtr::new(null_mut());
+        let (nobody, none) = (|| AtomicPtr::new(null_mut()), || AtomicUsize::new(0));
         // SAFETY: fresh memory of that size, aligned to 16.
         unsafe {
-            cache.write(Self { zone: None, primary: None, ctor, dtor, arg, hook: nobody(), hook_arg: nobody() });
+            cache.write(Self {
+                zone: None,
+                primary: None,
+                ctor,
+                dtor,
+                arg,
+                hook: nobody(),
+                hook_arg: nobody(),
+                low: none(),
+                high: none(),
+                stuck: none(),
+            });
         }
         let zone_flags = if flags & PR_NOTOUCH != 0 { Flags::NOTOUCH } else { Flags::NONE };
         // 0: as any type needs it.
@@ -129,9 +149,9 @@ impl Cache {
                 cache
             }
             Err(error) => {
-                refuse("pool_init", name, &error);
+                refuse::<H>("pool_init", name, &error);
                 // SAFETY: nobody knows it.
-                unsafe { MALLOC.free(record.as_ptr()) };
+                unsafe { H::malloc().free(record.as_ptr()) };
                 null_mut()
             }
         }
@@ -146,11 +166,11 @@ impl Cache {
                 // What is still in use was warned of, and the one on the other's keg goes first.
                 let _ = zone.destroy();
             }
-            MALLOC.free(cache.cast());
+            H::malloc().free(cache.cast());
         }
     }
 
-    fn zone(&self) -> RawZone<'static, Linux> {
+    fn zone(&self) -> RawZone<'static, H::P> {
         // SAFETY: a cache that is given out has its zone.
         unsafe { self.zone.unwrap_unchecked() }
     }
@@ -159,7 +179,7 @@ impl Cache {
         let how = match flags & (PR_WAITOK | PR_NOWAIT) {
             PR_WAITOK => How::WAIT,
             PR_NOWAIT => How::NOWAIT,
-            _ => die(format_args!("panic: pool_get: flags {flags:#x} have not exactly one of PR_WAITOK and PR_NOWAIT")),
+            _ => panic!("pool_get: flags {flags:#x} have not exactly one of PR_WAITOK and PR_NOWAIT"),
         };
         let how = How { zero: flags & PR_ZERO != 0, ..how };
         let hook = self.hook.load(Ordering::Acquire);
@@ -176,7 +196,59 @@ impl Cache {
         if found.is_err() && first != how && !(found == Err(Fail::Limit) && flags & PR_LIMITFAIL != 0) {
             found = self.zone().alloc(how);
         }
+        let low = self.low.load(Ordering::Relaxed);
+        if low != 0 && found.is_ok() {
+            // At once, and not only when the next finds nothing: that one may be in a hurry.
+            let _ = self.owner().prealloc(low);
+        }
         found.map_or(null_mut(), |object| object.as_ptr().cast())
+    }
+
+    /// # Safety
+    /// 1. Nobody uses the object any more, which is from this cache.
+    unsafe fn put(&self, object: *mut c_void) {
+        // SAFETY: 1. 2.
+        unsafe { self.zone().free(object.cast()) };
+        if self.high.load(Ordering::Relaxed) != 0 && <H::P>::may_sleep().is_ok() {
+            self.keep_below_high();
+        }
+    }
+
+    /// The zone whose keg the objects are on.
+    fn owner(&self) -> RawZone<'static, H::P> {
+        self.primary.unwrap_or_else(|| self.zone())
+    }
+
+    /// Free objects, wherever they lie, and how many a slab has.
+    fn free_objects(&self) -> (usize, usize) {
+        let (used, kept) = (self.zone().stats(), self.owner().stats());
+        (used.outside.saturating_sub(used.in_use) + kept.slab_free, kept.per_slab)
+    }
+
+    /// Pages go back if more objects are free than the high mark says, and not for less than a page.
+    fn keep_below_high(&self) {
+        let (free, per_slab) = self.free_objects();
+        let mark = self.high.load(Ordering::Relaxed).max(self.stuck.load(Ordering::Relaxed));
+        if free > mark + per_slab {
+            self.reclaim();
+            self.stuck.store(self.free_objects().0, Ordering::Relaxed);
+            let _ = self.owner().prealloc(self.low.load(Ordering::Relaxed));
+        } else if free < self.high.load(Ordering::Relaxed) {
+            self.stuck.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn set_low(&self, items: c_int) {
+        self.low.store(items.max(0) as usize, Ordering::Relaxed);
+        let _ = self.owner().prealloc(items.max(0) as usize);
+    }
+
+    fn set_high(&self, items: c_int) {
+        self.high.store(items.max(0) as usize, Ordering::Relaxed);
+        self.stuck.store(0, Ordering::Relaxed);
+        if items > 0 {
+            self.keep_below_high();
+        }
     }
 
     fn set_hard_limit(&self, items: c_int, warning: &str) {
@@ -191,14 +263,13 @@ impl Cache {
 
     /// Makes slabs; for a constructed cache those of its keg.
     fn prime(&self, items: c_int) -> c_int {
-        let zone = self.primary.unwrap_or_else(|| self.zone());
-        c_int::from(zone.prealloc(items.max(0) as usize).is_err()) * 12
+        c_int::from(self.owner().prealloc(items.max(0) as usize).is_err()) * 12
     }
 
     /// All that is free is destructed and its pages go back. Whether there were any.
     fn reclaim(&self) -> bool {
-        let slabs = |zone: &RawZone<'static, Linux>| zone.stats().slabs;
-        let owner = self.primary.unwrap_or_else(|| self.zone());
+        let slabs = |zone: &RawZone<'static, H::P>| zone.stats().slabs;
+        let owner = self.owner();
         let before = slabs(&owner);
         self.zone().reclaim(Reclaim::DrainCpu);
         owner.reclaim(Reclaim::DrainCpu);
@@ -210,8 +281,7 @@ impl Cache {
 ///
 /// # Safety
 /// 1. `name` ends with a NUL. 2. The functions may be called with `arg` by any thread while the cache lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_init(
+pub unsafe extern "C" fn kernmalloc_pool_cache_init<H: Host>(
     size: usize,
     align: c_uint,
     align_offset: c_uint,
@@ -222,17 +292,16 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_init(
     ctor: Option<PoolCtor>,
     dtor: Option<PoolDtor>,
     arg: *mut c_void,
-) -> *mut Cache {
+) -> *mut Cache<H> {
     // SAFETY: 1., 2.
-    unsafe { Cache::create(text_of(name), size, [align, align_offset], flags, (ctor, dtor, arg)) }
+    unsafe { Cache::<H>::create(text_of(name), size, [align, align_offset], flags, (ctor, dtor, arg)) }
 }
 
 /// pool_cache_destroy(9). What is still in use is warned of, and lost.
 ///
 /// # Safety
 /// 1. `cache` lives, and nobody uses it any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_destroy(cache: *mut Cache) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_destroy<H: Host>(cache: *mut Cache<H>) {
     // SAFETY: 1.
     unsafe { Cache::destroy(cache) }
 }
@@ -241,8 +310,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_destroy(cache: *mut Cache) {
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_get(cache: *mut Cache, flags: c_int) -> *mut c_void {
+pub unsafe extern "C" fn kernmalloc_pool_cache_get<H: Host>(cache: *mut Cache<H>, flags: c_int) -> *mut c_void {
     // SAFETY: 1.
     unsafe { &*cache }.get(flags)
 }
@@ -251,10 +319,9 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_get(cache: *mut Cache, flags: c_i
 ///
 /// # Safety
 /// 1. `cache` lives. 2. Nobody uses the object any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_put(cache: *mut Cache, object: *mut c_void) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_put<H: Host>(cache: *mut Cache<H>, object: *mut c_void) {
     // SAFETY: 1., 2.
-    unsafe { (*cache).zone().free(object.cast()) }
+    unsafe { (*cache).put(object) }
 }
 
 /// pool_cache_destruct_object(9): destructs an object that is not as it came, and gives it back. It is constructed anew at once; one whose
@@ -262,18 +329,17 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_put(cache: *mut Cache, object: *m
 ///
 /// # Safety
 /// 1. `cache` lives. 2. Nobody uses the object any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object(cache: *mut Cache, object: *mut c_void) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object<H: Host>(cache: *mut Cache<H>, object: *mut c_void) {
     // SAFETY: 1., 2.
     unsafe {
         let zone = (*cache).zone();
-        call_dtor(cache.cast(), object.cast(), zone.item_bytes());
-        if call_ctor(cache.cast(), object.cast(), zone.item_bytes(), Wait::No) {
+        call_dtor::<H>(cache.cast(), object.cast(), zone.item_bytes());
+        if call_ctor::<H>(cache.cast(), object.cast(), zone.item_bytes(), Wait::No) {
             zone.free(object.cast());
         } else {
             let name = zone.name();
             let name = core::str::from_utf8(abi::c_text(&name)).unwrap_or("?");
-            refuse("pool_cache_destruct_object", name, &"its constructor failed: the object is lost");
+            refuse::<H>("pool_cache_destruct_object", name, &"its constructor failed: the object is lost");
         }
     }
 }
@@ -282,8 +348,7 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_destruct_object(cache: *mut Cache
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate(cache: *mut Cache) {
+pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate<H: Host>(cache: *mut Cache<H>) {
     // SAFETY: 1.
     unsafe { &*cache }.zone().reclaim(Reclaim::DrainCpu);
 }
@@ -292,29 +357,44 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_invalidate(cache: *mut Cache) {
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim(cache: *mut Cache) -> bool {
+pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim<H: Host>(cache: *mut Cache<H>) -> bool {
     // SAFETY: 1.
     unsafe { &*cache }.reclaim()
 }
 
-/// pool_cache_prime(9), pool_cache_setlowat(9): makes room for so many objects now. 0, or `ENOMEM`.
+/// pool_cache_prime(9): makes room for so many objects now. 0, or `ENOMEM`.
 ///
 /// # Safety
 /// 1. `cache` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_prime(cache: *mut Cache, items: c_int) -> c_int {
+pub unsafe extern "C" fn kernmalloc_pool_cache_prime<H: Host>(cache: *mut Cache<H>, items: c_int) -> c_int {
     // SAFETY: 1.
     unsafe { &*cache }.prime(items)
+}
+
+/// pool_cache_setlowat(9): from now on so many objects can be had without new pages after each request; 0 for none.
+///
+/// # Safety
+/// 1. `cache` lives.
+pub unsafe extern "C" fn kernmalloc_pool_cache_setlowat<H: Host>(cache: *mut Cache<H>, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_low(items);
+}
+
+/// pool_cache_sethiwat(9): pages go back when so many objects are free, and a page's worth more; 0 for never.
+///
+/// # Safety
+/// 1. `cache` lives.
+pub unsafe extern "C" fn kernmalloc_pool_cache_sethiwat<H: Host>(cache: *mut Cache<H>, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_high(items);
 }
 
 /// pool_cache_sethardlimit(9): at most so many objects in use; `warning`, unless null, is said at the limit, at most once in 300 seconds.
 ///
 /// # Safety
 /// 1. `cache` lives. 2. `warning` is null or ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit(
-    cache: *mut Cache,
+pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit<H: Host>(
+    cache: *mut Cache<H>,
     items: c_int,
     warning: *const c_char,
     _ratecap_seconds: c_int,
@@ -327,9 +407,8 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_sethardlimit(
 ///
 /// # Safety
 /// 1. `cache` lives, and nobody uses it meanwhile. 2. `hook` may be called with `arg` by any thread.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook(
-    cache: *mut Cache,
+pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook<H: Host>(
+    cache: *mut Cache<H>,
     hook: Option<DrainHook>,
     arg: *mut c_void,
 ) {
@@ -341,9 +420,8 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_set_drain_hook(
 ///
 /// # Safety
 /// 1. `pool` may be written to. 2. `name` ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_pool_init(
-    pool: *mut Pool,
+pub unsafe extern "C" fn kernmalloc_pool_init<H: Host>(
+    pool: *mut Pool<H>,
     size: usize,
     align: c_uint,
     align_offset: c_uint,
@@ -354,14 +432,10 @@ pub unsafe extern "C" fn kernmalloc_pool_init(
 ) {
     // SAFETY: 1., 2.
     unsafe {
-        let cache = Cache::create(text_of(name), size, [align, align_offset], flags, (None, None, null_mut()));
+        let cache = Cache::<H>::create(text_of(name), size, [align, align_offset], flags, (None, None, null_mut()));
         if cache.is_null() {
-            die(format_args!("panic: pool_init: see above"));
+            panic!("pool_init: see above");
         }
         pool.write(Pool { cache });
     }
 }
-
-/// `pool_allocator_kmem`, `pool_allocator_nointr`: something to point at.
-#[unsafe(no_mangle)]
-pub static kernmalloc_pool_allocator: c_int = 0;

@@ -8,11 +8,10 @@ use core::ffi::{c_char, c_int, c_ulong, c_void};
 use core::mem::{MaybeUninit, offset_of};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use hosted::Linux;
 use kern::malloc::MallocType;
 use platform::{Misuse, MisuseReport, Platform as _};
 
-use crate::{MALLOC, life, text_of};
+use crate::{Host, text_of};
 
 /// What `MALLOC_DEFINE` puts into `ks_version`: `M_VERSION` of FreeBSD 13 and later.
 const VERSION: c_ulong = 2_020_110_501;
@@ -44,7 +43,9 @@ const _: () = assert!(size_of::<CType>() == (5 + PRIVATE_WORDS) * size_of::<usiz
 unsafe impl Sync for CType {}
 
 impl CType {
-    const fn built_in(short: &'static core::ffi::CStr, long: &'static core::ffi::CStr) -> [Self; 1] {
+    /// A type that is there without a definition in C.
+    #[must_use]
+    pub const fn built_in(short: &'static core::ffi::CStr, long: &'static core::ffi::CStr) -> [Self; 1] {
         [Self {
             state: AtomicUsize::new(NEW),
             version: VERSION,
@@ -61,33 +62,33 @@ impl CType {
     /// # Safety
     /// 1. `this` points at readable memory that stays while the type is used; at a type, if the words say so.
     #[inline(always)]
-    pub(crate) unsafe fn get(this: *const Self) -> Option<&'static MallocType> {
+    pub(crate) unsafe fn get<H: Host>(this: *const Self) -> Option<&'static MallocType> {
         // SAFETY: 1.
         if !this.is_null() && unsafe { (*this).state.load(Ordering::Acquire) } == READY {
             // SAFETY: 1.; READY: written. It lives until its module goes, which detaches it.
             return Some(unsafe { (*(*this).inner.get()).assume_init_ref() });
         }
         // SAFETY: 1.
-        unsafe { Self::get_new(this) }
+        unsafe { Self::get_new::<H>(this) }
     }
 
     #[cold]
     #[inline(never)]
-    unsafe fn get_new(this: *const Self) -> Option<&'static MallocType> {
+    unsafe fn get_new<H: Host>(this: *const Self) -> Option<&'static MallocType> {
         // SAFETY: 1. of `get`.
         let Some(it) = (unsafe { this.as_ref::<'static>() }) else {
-            bad_type(this);
+            bad_type::<H>(this);
             return None;
         };
         loop {
             if it.version != VERSION {
-                bad_type(this);
+                bad_type::<H>(this);
                 return None;
             }
             match it.state.compare_exchange(NEW, WRITING, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => {
                     // A type is nothing without an allocator.
-                    if !hosted::boot() {
+                    if !H::boot() {
                         it.state.store(NEW, Ordering::Release);
                         return None;
                     }
@@ -105,7 +106,7 @@ impl CType {
                 }
                 Err(WRITING) => core::hint::spin_loop(),
                 Err(_) => {
-                    bad_type(this);
+                    bad_type::<H>(this);
                     return None;
                 }
             }
@@ -118,8 +119,8 @@ impl CType {
     }
 }
 
-fn bad_type(at: *const CType) {
-    Linux::misuse(&MisuseReport {
+fn bad_type<H: Host>(at: *const CType) {
+    <H::P>::misuse(&MisuseReport {
         what: Misuse::BadType,
         addr: at as usize,
         item: 0,
@@ -131,47 +132,35 @@ fn bad_type(at: *const CType) {
     });
 }
 
-/// Built in: "cache". malloc(9)
-#[unsafe(no_mangle)]
-pub static kernmalloc_M_CACHE: [CType; 1] = CType::built_in(c"cache", c"dynamically allocated cache");
-/// Built in: "devbuf". malloc(9)
-#[unsafe(no_mangle)]
-pub static kernmalloc_M_DEVBUF: [CType; 1] = CType::built_in(c"devbuf", c"device driver memory");
-/// Built in: "temp". malloc(9)
-#[unsafe(no_mangle)]
-pub static kernmalloc_M_TEMP: [CType; 1] = CType::built_in(c"temp", c"misc temporary data buffers");
-
 /// The constructor of `MALLOC_DEFINE`: attaches the type, unless an earlier constructor has used it already.
 ///
 /// # Safety
 /// 1. `ty` is a type, and stays one until [`kernmalloc_type_unload`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_type_load(ty: *mut CType) {
-    life::watch_exit();
+pub unsafe extern "C" fn kernmalloc_type_load<H: Host>(ty: *mut CType) {
+    H::type_loads();
     // SAFETY: 1.
-    if let Some(ty) = unsafe { CType::get(ty) }
+    if let Some(ty) = unsafe { CType::get::<H>(ty) }
         && ty.id().is_none()
     {
         // A full table is no error: what it has no row for is credited to the row that says so.
-        let _ = MALLOC.attach(ty);
+        let _ = H::malloc().attach(ty);
     }
 }
 
-/// The destructor of `MALLOC_DEFINE`: detaches the type of a module that goes, with a warning if it leaked. When the process ends,
-/// nothing: who still frees may, and no module has leaked.
+/// The destructor of `MALLOC_DEFINE`: detaches the type of a module that goes, with a warning if it leaked. When the whole program
+/// ends, nothing: who still frees may, and no module has leaked.
 ///
 /// # Safety
-/// 1. `ty` is a type; nobody allocates with it any more, unless the process is ending.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_type_unload(ty: *mut CType) {
-    if life::is_exiting() {
+/// 1. `ty` is a type; nobody allocates with it any more, unless the program is ending.
+pub unsafe extern "C" fn kernmalloc_type_unload<H: Host>(ty: *mut CType) {
+    if H::is_ending() {
         return;
     }
     // SAFETY: 1.
-    if let Some(inner) = unsafe { CType::get(ty) }
+    if let Some(inner) = unsafe { CType::get::<H>(ty) }
         && inner.id().is_some()
     {
-        let _ = MALLOC.detach(inner);
+        let _ = H::malloc().detach(inner);
     }
 }
 
@@ -179,11 +168,10 @@ pub unsafe extern "C" fn kernmalloc_type_unload(ty: *mut CType) {
 ///
 /// # Safety
 /// 1. `ty` is a type, and stays one until it is detached.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_malloc_type_attach(ty: *mut CType) {
+pub unsafe extern "C" fn kernmalloc_malloc_type_attach<H: Host>(ty: *mut CType) {
     // SAFETY: 1.
-    if let Some(ty) = unsafe { CType::get(ty) } {
-        let _ = MALLOC.attach(ty);
+    if let Some(ty) = unsafe { CType::get::<H>(ty) } {
+        let _ = H::malloc().attach(ty);
     }
 }
 
@@ -191,11 +179,10 @@ pub unsafe extern "C" fn kernmalloc_malloc_type_attach(ty: *mut CType) {
 ///
 /// # Safety
 /// 1. `ty` is a type; nobody allocates with it any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_malloc_type_detach(ty: *mut CType) {
+pub unsafe extern "C" fn kernmalloc_malloc_type_detach<H: Host>(ty: *mut CType) {
     // SAFETY: 1.
-    if let Some(ty) = unsafe { CType::get(ty) } {
-        let _ = MALLOC.detach(ty);
+    if let Some(ty) = unsafe { CType::get::<H>(ty) } {
+        let _ = H::malloc().detach(ty);
     }
 }
 
@@ -203,11 +190,10 @@ pub unsafe extern "C" fn kernmalloc_malloc_type_detach(ty: *mut CType) {
 ///
 /// # Safety
 /// 1. `ty` is a type.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_malloc_type_setlimit(ty: *mut CType, bytes: c_ulong) {
+pub unsafe extern "C" fn kernmalloc_malloc_type_setlimit<H: Host>(ty: *mut CType, bytes: c_ulong) {
     // SAFETY: 1.
-    if let Some(ty) = unsafe { CType::get(ty) } {
-        MALLOC.set_limit(ty, bytes as usize);
+    if let Some(ty) = unsafe { CType::get::<H>(ty) } {
+        H::malloc().set_limit(ty, bytes as usize);
     }
 }
 
@@ -215,12 +201,11 @@ pub unsafe extern "C" fn kernmalloc_malloc_type_setlimit(ty: *mut CType, bytes: 
 ///
 /// # Safety
 /// 1. `short` ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_malloc_desc2type(short: *const c_char) -> *mut CType {
+pub unsafe extern "C" fn kernmalloc_malloc_desc2type<H: Host>(short: *const c_char) -> *mut CType {
     // SAFETY: 1.
     let wanted = unsafe { text_of(short) };
     let mut found = core::ptr::null_mut();
-    each(|ty| {
+    each::<H>(|ty| {
         if ty.name() == wanted {
             found = CType::around(ty);
         }
@@ -233,12 +218,11 @@ pub unsafe extern "C" fn kernmalloc_malloc_desc2type(short: *const c_char) -> *m
 ///
 /// # Safety
 /// 1. `visit` may be called with `arg`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_malloc_type_list(
+pub unsafe extern "C" fn kernmalloc_malloc_type_list<H: Host>(
     visit: unsafe extern "C" fn(*mut CType, *mut c_void),
     arg: *mut c_void,
 ) {
-    each(|ty| {
+    each::<H>(|ty| {
         // SAFETY: 1.
         unsafe { visit(CType::around(ty), arg) };
         true
@@ -246,8 +230,8 @@ pub unsafe extern "C" fn kernmalloc_malloc_type_list(
 }
 
 /// The attached types that are inside of C objects: all but our own.
-fn each(mut visit: impl FnMut(&'static MallocType) -> bool) {
-    MALLOC.for_each_type(|ty| OWN.iter().any(|own| core::ptr::eq(*own, ty)) || visit(ty));
+fn each<H: Host>(mut visit: impl FnMut(&'static MallocType) -> bool) {
+    H::malloc().for_each_type(|ty| OWN.iter().any(|own| core::ptr::eq(*own, ty)) || visit(ty));
 }
 
 /// Owner of the records behind `uma_zone_t` and its like.
@@ -255,7 +239,10 @@ pub(crate) static M_HANDLES: MallocType = MallocType::new("capi", "zones, pools 
 /// Owner of arenas' boundary tags.
 pub(crate) static M_TAGS: MallocType = MallocType::new("vmem", "boundary tags");
 
-static OWN: [&MallocType; 2] = [&M_HANDLES, &M_TAGS];
+/// Owner of what libmemstat(3) has found.
+pub(crate) static M_MEMSTAT: MallocType = MallocType::new("memstat", "lists of libmemstat(3)");
+
+static OWN: [&MallocType; 3] = [&M_HANDLES, &M_TAGS, &M_MEMSTAT];
 
 /// Figures of a type, for `memstat.h` and tests: `struct kernmalloc_type_stats`.
 #[repr(C)]
@@ -274,14 +261,13 @@ pub struct TypeFigures {
 ///
 /// # Safety
 /// 1. `ty` is a type. 2. `out` may be written to.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_type_stats(ty: *const CType, out: *mut TypeFigures) -> c_int {
+pub unsafe extern "C" fn kernmalloc_type_stats<H: Host>(ty: *const CType, out: *mut TypeFigures) -> c_int {
     // SAFETY: 1.
-    let Some(ty) = (unsafe { CType::get(ty) }) else { return -1 };
+    let Some(ty) = (unsafe { CType::get::<H>(ty) }) else { return -1 };
     let figures = match ty.id() {
         None => TypeFigures { in_use: 0, bytes_in_use: 0, allocs: 0, frees: 0 },
         Some(id) => {
-            let totals = MALLOC.system().totals(id);
+            let totals = H::malloc().system().totals(id);
             TypeFigures {
                 in_use: totals.in_use(),
                 bytes_in_use: totals.bytes_in_use(),

@@ -4,66 +4,65 @@
 //! they are: `VM_SLEEP` is `M_WAITOK`, `VM_INSTANTFIT` is `M_FIRSTFIT`.
 
 use core::ffi::{c_char, c_int, c_void};
+use core::marker::PhantomData;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use hosted::{FutexLock, Linux};
 use kern::malloc::{Flags as MallocFlags, NoWait, WaitOk};
-use platform::Platform as _;
+use platform::Platform;
 use vmem::{Arena, Bucket, Channel, Error, Fit, Request, Size, Source, System, Tag, TagSource, Wait};
 
-use crate::life::die;
 use crate::types::{M_HANDLES, M_TAGS};
-use crate::{MALLOC, refuse, text_of};
+use crate::{Host, refuse, text_of};
 
-/// Locks and sleeping of this process.
-struct Process;
+/// Locks and sleeping, those of the port.
+struct Port<H>(PhantomData<fn() -> H>);
 
-static CHANNEL: Channel = Channel::new();
-
-impl System for Process {
-    type Lock = FutexLock;
+impl<H: Host> System for Port<H> {
+    type Lock = <H::P as Platform>::Lock;
 
     fn channel() -> &'static Channel {
-        &CHANNEL
+        H::channel()
     }
 
     fn wait(word: &AtomicU32, seen: u32) {
-        Linux::wait(word, seen);
+        <H::P>::wait(word, seen);
     }
 
     fn wake_all(word: &AtomicU32) {
-        Linux::wake_all(word);
+        <H::P>::wake_all(word);
     }
 }
 
 /// Boundary tags from malloc(9): arenas of C programs are no part of the allocator.
-struct Tags;
+struct Tags<H>(PhantomData<fn() -> H>);
 
 // SAFETY: 1. fresh blocks of the right size, aligned as asked.
-unsafe impl TagSource for Tags {
+unsafe impl<H: Host> TagSource for Tags<H> {
     fn get(&self, wait: Wait) -> Option<(NonNull<Tag>, usize)> {
         const BYTES: usize = size_of::<Tag>();
         let tag = match wait {
-            Wait::Sleep => Some(MALLOC.malloc_aligned(&M_TAGS, BYTES, align_of::<Tag>(), WaitOk, MallocFlags::NONE)),
-            _ => MALLOC.malloc_aligned(&M_TAGS, BYTES, align_of::<Tag>(), NoWait, MallocFlags::NONE),
+            Wait::Sleep => {
+                Some(H::malloc().malloc_aligned(&M_TAGS, BYTES, align_of::<Tag>(), WaitOk, MallocFlags::NONE))
+            }
+            _ => H::malloc().malloc_aligned(&M_TAGS, BYTES, align_of::<Tag>(), NoWait, MallocFlags::NONE),
         };
         Some((tag?.cast(), 1))
     }
 
     unsafe fn put(&self, tag: NonNull<Tag>) {
         // SAFETY: 1.: from `get`, which takes one at a time.
-        unsafe { MALLOC.free(tag.as_ptr().cast()) }
+        unsafe { H::malloc().free(tag.as_ptr().cast()) }
     }
 
     fn get_buckets(&self, count: usize) -> Option<NonNull<Bucket>> {
-        let table = MALLOC.mallocarray(&M_TAGS, count, size_of::<Bucket>(), NoWait, MallocFlags::NONE);
+        let table = H::malloc().mallocarray(&M_TAGS, count, size_of::<Bucket>(), NoWait, MallocFlags::NONE);
         table.map(NonNull::cast)
     }
 
     unsafe fn put_buckets(&self, table: NonNull<Bucket>, _count: usize) {
         // SAFETY: 1.
-        unsafe { MALLOC.free(table.as_ptr().cast()) }
+        unsafe { H::malloc().free(table.as_ptr().cast()) }
     }
 }
 
@@ -83,7 +82,7 @@ pub type ImportFn = unsafe extern "C" fn(*mut c_void, usize, c_int, *mut usize) 
 /// `vmem_release_t` of FreeBSD, and of NetBSD (where the argument is the source arena).
 pub type ReleaseFn = unsafe extern "C" fn(*mut c_void, usize, usize);
 /// `vmem_reclaim_t`.
-pub type ReclaimFn = unsafe extern "C" fn(*mut Vmem, c_int);
+pub type ReclaimFn = unsafe extern "C" fn(*mut c_void, c_int);
 
 /// Where an arena imports from: C's functions.
 struct CSource {
@@ -111,9 +110,9 @@ impl Source for CSource {
 }
 
 /// What `vmem_t *` points at.
-pub struct Vmem {
+pub struct Vmem<H: Host> {
     /// `None` only while [`kernmalloc_vmem_set_import`] is at work.
-    arena: Option<Arena<'static, Process>>,
+    arena: Option<Arena<'static, Port<H>>>,
     source: Option<CSource>,
     /// A [`ReclaimFn`], or null.
     reclaim: AtomicPtr<c_void>,
@@ -125,7 +124,7 @@ pub struct Vmem {
 /// # Safety
 /// 1. `vm` came from vmem_create, and is not destroyed.
 #[inline(always)]
-unsafe fn arena<'a>(vm: *mut Vmem) -> &'a Arena<'static, Process> {
+unsafe fn arena<'a, H: Host>(vm: *mut Vmem<H>) -> &'a Arena<'static, Port<H>> {
     // SAFETY: 1.
     unsafe { (*vm).arena.as_ref().unwrap_unchecked() }
 }
@@ -163,24 +162,23 @@ fn errno_of<T>(result: Result<T, Error>) -> c_int {
 ///
 /// # Safety
 /// 1. `name` ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_create(
+pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
     name: *const c_char,
     base: usize,
     size: usize,
     quantum: usize,
     _qcache_max: usize,
     flags: c_int,
-) -> *mut Vmem {
+) -> *mut Vmem<H> {
     // SAFETY: 1.
     let text = unsafe { text_of(name) };
     if !quantum.is_power_of_two() {
-        refuse("vmem_create", text, &format_args!("the quantum {quantum} is no power of two"));
+        refuse::<H>("vmem_create", text, &format_args!("the quantum {quantum} is no power of two"));
         return null_mut();
     }
-    let memory = hosted::boot().then(|| MALLOC.malloc(&M_HANDLES, size_of::<Vmem>(), NoWait, MallocFlags::NONE));
-    let Some(record) = memory.flatten().map(NonNull::cast::<Vmem>) else {
-        refuse("vmem_create", text, &Error::NoTags);
+    let memory = H::boot().then(|| H::malloc().malloc(&M_HANDLES, size_of::<Vmem<H>>(), NoWait, MallocFlags::NONE));
+    let Some(record) = memory.flatten().map(NonNull::cast::<Vmem<H>>) else {
+        refuse::<H>("vmem_create", text, &Error::NoTags);
         return null_mut();
     };
     let mut kept = [0; 32];
@@ -200,38 +198,35 @@ pub unsafe extern "C" fn kernmalloc_vmem_create(
         });
         let vm = &mut *record.as_ptr();
         let name = core::slice::from_raw_parts((&raw const vm.name).cast::<u8>(), len);
-        vm.arena = Some(Arena::new(core::str::from_utf8_unchecked(name), quantum, &Tags));
+        vm.arena = Some(Arena::new(core::str::from_utf8_unchecked(name), quantum, &const { Tags::<H>(PhantomData) }));
         vm
     };
     if size != 0
         // SAFETY: 1. just made.
         && let Err(error) = unsafe { arena(vm) }.add(base, size, wait_of(flags))
     {
-        refuse("vmem_create", text, &error);
+        refuse::<H>("vmem_create", text, &error);
         // SAFETY: 1. as above, and nobody knows it.
         unsafe { kernmalloc_vmem_destroy(vm) };
         return null_mut();
     }
     vm
 }
-const _: () = assert!(align_of::<Vmem>() <= 16, "what malloc aligns to");
-
 /// vmem_destroy(9). What is still allocated is said on standard error.
 ///
 /// # Safety
 /// 1. `vm` lives, and nobody uses it any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_destroy(vm: *mut Vmem) {
+pub unsafe extern "C" fn kernmalloc_vmem_destroy<H: Host>(vm: *mut Vmem<H>) {
     // SAFETY: 1.
     let (arena, name, closure) = unsafe { ((*vm).arena.take(), (*vm).name, (*vm).closure) };
     if let Some(Err(leak)) = arena.map(Arena::destroy) {
         let name = core::str::from_utf8(abi::c_text(&name)).unwrap_or("?");
-        refuse("vmem_destroy", name, &format_args!("{:#x}, {:#x} long, is still allocated", leak.base, leak.size));
+        refuse::<H>("vmem_destroy", name, &format_args!("{:#x}, {:#x} long, is still allocated", leak.base, leak.size));
     }
     // SAFETY: 1.: from `kernmalloc_vmem_create`; what was in it is taken out, or needs no drop. The arena that called the closure is gone.
     unsafe {
-        MALLOC.free(closure);
-        MALLOC.free(vm.cast());
+        H::malloc().free(closure);
+        H::malloc().free(vm.cast());
     }
 }
 
@@ -239,8 +234,12 @@ pub unsafe extern "C" fn kernmalloc_vmem_destroy(vm: *mut Vmem) {
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_add(vm: *mut Vmem, base: usize, size: usize, flags: c_int) -> c_int {
+pub unsafe extern "C" fn kernmalloc_vmem_add<H: Host>(
+    vm: *mut Vmem<H>,
+    base: usize,
+    size: usize,
+    flags: c_int,
+) -> c_int {
     // SAFETY: 1.
     errno_of(unsafe { arena(vm) }.add(base, size, wait_of(flags)))
 }
@@ -249,9 +248,8 @@ pub unsafe extern "C" fn kernmalloc_vmem_add(vm: *mut Vmem, base: usize, size: u
 ///
 /// # Safety
 /// 1. `import` and `release` may be called with `arg` by any thread while the arena lives. 2. `vm` lives, and nobody uses it meanwhile.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_set_import(
-    vm: *mut Vmem,
+pub unsafe extern "C" fn kernmalloc_vmem_set_import<H: Host>(
+    vm: *mut Vmem<H>,
     import: ImportFn,
     release: ReleaseFn,
     arg: *mut c_void,
@@ -261,10 +259,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import(
     unsafe {
         let Some(arena) = (*vm).arena.take() else { return };
         if !import_quantum.is_power_of_two() || import_quantum < arena.quantum() {
-            die(format_args!(
-                "panic: vmem_set_import: {import_quantum} is no power of two of quanta of {}",
-                arena.quantum()
-            ));
+            panic!("vmem_set_import: {import_quantum} is no power of two of quanta of {}", arena.quantum());
         }
         (*vm).source = Some(CSource { import, release, arg });
         let source: &'static CSource = (*vm).source.as_ref().unwrap_unchecked();
@@ -276,16 +271,15 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import(
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_set_limit(vm: *mut Vmem, limit: usize) {
+pub unsafe extern "C" fn kernmalloc_vmem_set_limit<H: Host>(vm: *mut Vmem<H>, limit: usize) {
     // SAFETY: 1.
     unsafe { arena(vm) }.set_limit((limit != 0).then_some(limit));
 }
 
 /// Puts a closure into memory of its own; the block is the second of what is returned.
-fn place<F: Fn(usize) + Sync + 'static>(call: F) -> Option<(&'static (dyn Fn(usize) + Sync), *mut u8)> {
+fn place<H: Host, F: Fn(usize) + Sync + 'static>(call: F) -> Option<(&'static (dyn Fn(usize) + Sync), *mut u8)> {
     const { assert!(align_of::<F>() <= 16, "what malloc aligns to") }
-    let block = MALLOC.malloc(&M_HANDLES, size_of::<F>(), NoWait, MallocFlags::NONE)?;
+    let block = H::malloc().malloc(&M_HANDLES, size_of::<F>(), NoWait, MallocFlags::NONE)?;
     let call_at = block.cast::<F>();
     // SAFETY: fresh memory of that size; it stays until the arena is gone.
     unsafe {
@@ -298,8 +292,7 @@ fn place<F: Fn(usize) + Sync + 'static>(call: F) -> Option<(&'static (dyn Fn(usi
 ///
 /// # Safety
 /// 1. `vm` lives, and no other thread sets the function meanwhile. 2. `reclaim` may be called by any thread that uses the arena.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_set_reclaim(vm: *mut Vmem, reclaim: Option<ReclaimFn>) {
+pub unsafe extern "C" fn kernmalloc_vmem_set_reclaim<H: Host>(vm: *mut Vmem<H>, reclaim: Option<ReclaimFn>) {
     let pointer = reclaim.map_or(null_mut(), |reclaim| reclaim as *mut c_void);
     // SAFETY: 1.
     unsafe {
@@ -310,16 +303,16 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_reclaim(vm: *mut Vmem, reclaim: Opt
     }
     let at = vm as usize;
     let call = move |_size: usize| {
-        let vm = at as *mut Vmem;
+        let vm = at as *mut Vmem<H>;
         // SAFETY: an arena calls while it lives. 2.
         unsafe {
             let pointer = (*vm).reclaim.load(Ordering::Acquire);
             if !pointer.is_null() {
-                core::mem::transmute::<*mut c_void, ReclaimFn>(pointer)(vm, 0x0001);
+                core::mem::transmute::<*mut c_void, ReclaimFn>(pointer)(vm.cast(), 0x0001);
             }
         }
     };
-    if let Some((call, block)) = place(call) {
+    if let Some((call, block)) = place::<H, _>(call) {
         // SAFETY: 1.
         unsafe {
             (*vm).closure = block;
@@ -332,8 +325,12 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_reclaim(vm: *mut Vmem, reclaim: Opt
 ///
 /// # Safety
 /// 1. `vm` lives. 2. `addr` may be written to.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_alloc(vm: *mut Vmem, size: usize, flags: c_int, addr: *mut usize) -> c_int {
+pub unsafe extern "C" fn kernmalloc_vmem_alloc<H: Host>(
+    vm: *mut Vmem<H>,
+    size: usize,
+    flags: c_int,
+    addr: *mut usize,
+) -> c_int {
     // SAFETY: 1.
     let result = unsafe { arena(vm) }.alloc(size, fit_of(flags), wait_of(flags));
     if let Ok(found) = result {
@@ -347,9 +344,8 @@ pub unsafe extern "C" fn kernmalloc_vmem_alloc(vm: *mut Vmem, size: usize, flags
 ///
 /// # Safety
 /// 1. `vm` lives. 2. `addr` may be written to.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_xalloc(
-    vm: *mut Vmem,
+pub unsafe extern "C" fn kernmalloc_vmem_xalloc<H: Host>(
+    vm: *mut Vmem<H>,
     size: usize,
     align: usize,
     phase: usize,
@@ -373,11 +369,10 @@ pub unsafe extern "C" fn kernmalloc_vmem_xalloc(
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_free(vm: *mut Vmem, addr: usize, size: usize) {
+pub unsafe extern "C" fn kernmalloc_vmem_free<H: Host>(vm: *mut Vmem<H>, addr: usize, size: usize) {
     // SAFETY: 1.
     if let Err(error) = unsafe { arena(vm) }.free(addr, size) {
-        die(format_args!("panic: vmem_free({addr:#x}, {size:#x}): {error}"));
+        panic!("vmem_free({addr:#x}, {size:#x}): {error}");
     }
 }
 
@@ -385,11 +380,10 @@ pub unsafe extern "C" fn kernmalloc_vmem_free(vm: *mut Vmem, addr: usize, size: 
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_xfree(vm: *mut Vmem, addr: usize, size: usize) {
+pub unsafe extern "C" fn kernmalloc_vmem_xfree<H: Host>(vm: *mut Vmem<H>, addr: usize, size: usize) {
     // SAFETY: 1.
     if let Err(error) = unsafe { arena(vm) }.xfree(addr, size) {
-        die(format_args!("panic: vmem_xfree({addr:#x}, {size:#x}): {error}"));
+        panic!("vmem_xfree({addr:#x}, {size:#x}): {error}");
     }
 }
 
@@ -397,8 +391,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_xfree(vm: *mut Vmem, addr: usize, size:
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_size(vm: *mut Vmem, mask: c_int) -> usize {
+pub unsafe extern "C" fn kernmalloc_vmem_size<H: Host>(vm: *mut Vmem<H>, mask: c_int) -> usize {
     // SAFETY: 1.
     let arena = unsafe { arena(vm) };
     const BOTH: c_int = VMEM_ALLOC | VMEM_FREE;
@@ -407,7 +400,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_size(vm: *mut Vmem, mask: c_int) -> usi
         VMEM_FREE => arena.size(Size::Free),
         BOTH => arena.size(Size::Total),
         VMEM_MAXFREE => arena.size(Size::MaxFree),
-        other => die(format_args!("panic: vmem_size: unknown mask {other:#x}")),
+        other => panic!("vmem_size: unknown mask {other:#x}"),
     }
 }
 
@@ -415,8 +408,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_size(vm: *mut Vmem, mask: c_int) -> usi
 ///
 /// # Safety
 /// 1. `vm` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_vmem_roundup_size(vm: *mut Vmem, size: usize) -> usize {
+pub unsafe extern "C" fn kernmalloc_vmem_roundup_size<H: Host>(vm: *mut Vmem<H>, size: usize) -> usize {
     // SAFETY: 1.
     unsafe { arena(vm) }.roundup_size(size).unwrap_or(0)
 }

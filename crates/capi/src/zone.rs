@@ -3,12 +3,13 @@
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr::{NonNull, null_mut};
 
-use hosted::{Linux, SYSTEM};
 use kern::malloc::{Flags as MallocFlags, NoWait};
 use kern::zone::{Action, Callbacks, Flags, How, RawZone, Reclaim, Source, Wait, ZoneConfig, ZoneError};
 
+use platform::Platform as _;
+
 use crate::types::M_HANDLES;
-use crate::{MALLOC, refuse, text_of};
+use crate::{Host, refuse, text_of};
 
 /// `uma_ctor`
 pub type UmaCtor = unsafe extern "C" fn(*mut c_void, c_int, *mut c_void, c_int) -> c_int;
@@ -23,11 +24,11 @@ pub type UmaImport = unsafe extern "C" fn(*mut c_void, *mut *mut c_void, c_int, 
 /// `uma_release`
 pub type UmaRelease = unsafe extern "C" fn(*mut c_void, *mut *mut c_void, c_int);
 /// `uma_maxaction_t`
-pub type UmaMaxaction = unsafe extern "C" fn(*mut UmaZone, c_int);
+pub type UmaMaxaction = unsafe extern "C" fn(*mut c_void, c_int);
 
 /// What `uma_zone_t` points at: constant while the zone lives, but for the action.
-pub struct UmaZone {
-    zone: Option<RawZone<'static, Linux>>,
+pub struct UmaZone<H: Host> {
+    zone: Option<RawZone<'static, H::P>>,
     ctor: Option<UmaCtor>,
     dtor: Option<UmaDtor>,
     init: Option<UmaInit>,
@@ -91,46 +92,46 @@ fn c_flags(how: How) -> c_int {
 ///
 /// # Safety
 /// 1. `context` is that of a zone made here, which lives.
-unsafe fn of<'a>(context: *mut ()) -> &'a UmaZone {
+unsafe fn of<'a, H: Host>(context: *mut ()) -> &'a UmaZone<H> {
     // SAFETY: 1.: the record is there before the zone is made, and until it is gone.
-    unsafe { &*context.cast::<UmaZone>() }
+    unsafe { &*context.cast::<UmaZone<H>>() }
 }
 
 // The callbacks of the core, each of which calls C's. SAFETY of all: 1. the core hands on the context of the zone (see `of`); 2. who made the zone
 // says that its functions may be called so. No item is larger than a gigabyte, so that its size is an int.
 
-unsafe fn call_ctor(context: *mut (), item: *mut u8, bytes: usize, arg: *mut (), how: How) -> bool {
+unsafe fn call_ctor<H: Host>(context: *mut (), item: *mut u8, bytes: usize, arg: *mut (), how: How) -> bool {
     // SAFETY: 1., 2.
-    unsafe { of(context).ctor.is_none_or(|ctor| ctor(item.cast(), bytes as c_int, arg.cast(), c_flags(how)) == 0) }
+    unsafe { of::<H>(context).ctor.is_none_or(|ctor| ctor(item.cast(), bytes as c_int, arg.cast(), c_flags(how)) == 0) }
 }
 
-unsafe fn call_dtor(context: *mut (), item: *mut u8, bytes: usize, arg: *mut ()) {
+unsafe fn call_dtor<H: Host>(context: *mut (), item: *mut u8, bytes: usize, arg: *mut ()) {
     // SAFETY: 1., 2.
     unsafe {
-        if let Some(dtor) = of(context).dtor {
+        if let Some(dtor) = of::<H>(context).dtor {
             dtor(item.cast(), bytes as c_int, arg.cast());
         }
     }
 }
 
-unsafe fn call_init(context: *mut (), item: *mut u8, bytes: usize, wait: Wait) -> bool {
+unsafe fn call_init<H: Host>(context: *mut (), item: *mut u8, bytes: usize, wait: Wait) -> bool {
     // SAFETY: 1., 2.
-    unsafe { of(context).init.is_none_or(|init| init(item.cast(), bytes as c_int, c_wait(wait)) == 0) }
+    unsafe { of::<H>(context).init.is_none_or(|init| init(item.cast(), bytes as c_int, c_wait(wait)) == 0) }
 }
 
-unsafe fn call_fini(context: *mut (), item: *mut u8, bytes: usize) {
+unsafe fn call_fini<H: Host>(context: *mut (), item: *mut u8, bytes: usize) {
     // SAFETY: 1., 2.
     unsafe {
-        if let Some(fini) = of(context).fini {
+        if let Some(fini) = of::<H>(context).fini {
             fini(item.cast(), bytes as c_int);
         }
     }
 }
 
-unsafe fn call_import(context: *mut (), out: *mut *mut u8, want: usize, domain: usize, wait: Wait) -> usize {
+unsafe fn call_import<H: Host>(context: *mut (), out: *mut *mut u8, want: usize, domain: usize, wait: Wait) -> usize {
     // SAFETY: 1., 2.
     unsafe {
-        let it = of(context);
+        let it = of::<H>(context);
         let count = it.import.map_or(0, |import| {
             import(it.arg, out.cast(), want.min(c_int::MAX as usize) as c_int, domain as c_int, c_wait(wait))
         });
@@ -138,20 +139,20 @@ unsafe fn call_import(context: *mut (), out: *mut *mut u8, want: usize, domain: 
     }
 }
 
-unsafe fn call_release(context: *mut (), items: *const *mut u8, count: usize) {
+unsafe fn call_release<H: Host>(context: *mut (), items: *const *mut u8, count: usize) {
     // SAFETY: 1., 2.
     unsafe {
-        let it = of(context);
+        let it = of::<H>(context);
         if let Some(release) = it.release {
             release(it.arg, items.cast_mut().cast(), count as c_int);
         }
     }
 }
 
-unsafe fn call_maxaction(context: *mut ()) {
+unsafe fn call_maxaction<H: Host>(context: *mut ()) {
     // SAFETY: 1., 2.
     unsafe {
-        let action = of(context).maxaction.load(core::sync::atomic::Ordering::Acquire);
+        let action = of::<H>(context).maxaction.load(core::sync::atomic::Ordering::Acquire);
         if !action.is_null() {
             let action = core::mem::transmute::<*mut c_void, UmaMaxaction>(action);
             action(context.cast(), 0);
@@ -159,22 +160,22 @@ unsafe fn call_maxaction(context: *mut ()) {
     }
 }
 
-impl UmaZone {
+impl<H: Host> UmaZone<H> {
     fn callbacks(this: NonNull<Self>) -> Callbacks {
         // SAFETY: 1. who made the zone says so; `this` outlives it.
         let (it, mut callbacks) = unsafe { (this.as_ref(), Callbacks::new(this.as_ptr().cast())) };
         // Only those that C has: a zone without a constructor has a shorter way.
         if it.ctor.is_some() {
-            callbacks = callbacks.ctor(call_ctor);
+            callbacks = callbacks.ctor(call_ctor::<H>);
         }
         if it.dtor.is_some() {
-            callbacks = callbacks.dtor(call_dtor);
+            callbacks = callbacks.dtor(call_dtor::<H>);
         }
         if it.init.is_some() {
-            callbacks = callbacks.init(call_init);
+            callbacks = callbacks.init(call_init::<H>);
         }
         if it.fini.is_some() {
-            callbacks = callbacks.fini(call_fini);
+            callbacks = callbacks.fini(call_fini::<H>);
         }
         callbacks
     }
@@ -183,11 +184,11 @@ impl UmaZone {
     fn create(
         self,
         name: &str,
-        make: impl FnOnce(NonNull<Self>) -> Result<RawZone<'static, Linux>, ZoneError>,
+        make: impl FnOnce(NonNull<Self>) -> Result<RawZone<'static, H::P>, ZoneError>,
     ) -> *mut Self {
-        let memory = hosted::boot().then(|| MALLOC.malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
+        let memory = H::boot().then(|| H::malloc().malloc(&M_HANDLES, size_of::<Self>(), NoWait, MallocFlags::NONE));
         let Some(record) = memory.flatten().map(NonNull::cast::<Self>) else {
-            refuse("uma_zcreate", name, &ZoneError::Memory);
+            refuse::<H>("uma_zcreate", name, &ZoneError::Memory);
             return null_mut();
         };
         // SAFETY: fresh memory of that size, aligned to 16.
@@ -199,9 +200,9 @@ impl UmaZone {
                 record.as_ptr()
             }
             Err(error) => {
-                refuse("uma_zcreate", name, &error);
+                refuse::<H>("uma_zcreate", name, &error);
                 // SAFETY: there is no zone that knows it.
-                unsafe { MALLOC.free(record.as_ptr().cast()) };
+                unsafe { H::malloc().free(record.as_ptr().cast()) };
                 null_mut()
             }
         }
@@ -227,7 +228,7 @@ impl UmaZone {
 /// # Safety
 /// 1. `zone` came from one of the functions that make zones, and is not destroyed.
 #[inline(always)]
-pub(crate) unsafe fn raw(zone: *mut UmaZone) -> RawZone<'static, Linux> {
+pub(crate) unsafe fn raw<H: Host>(zone: *mut UmaZone<H>) -> RawZone<'static, H::P> {
     // SAFETY: 1.; a handle that is given out has its zone.
     unsafe { (*zone).zone.unwrap_unchecked() }
 }
@@ -236,8 +237,7 @@ pub(crate) unsafe fn raw(zone: *mut UmaZone) -> RawZone<'static, Linux> {
 ///
 /// # Safety
 /// 1. `name` ends with a NUL. 2. The callbacks may be called as zone(9) says, while the zone lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zcreate(
+pub unsafe extern "C" fn kernmalloc_uma_zcreate<H: Host>(
     name: *const c_char,
     size: usize,
     ctor: Option<UmaCtor>,
@@ -246,21 +246,21 @@ pub unsafe extern "C" fn kernmalloc_uma_zcreate(
     fini: Option<UmaFini>,
     align: c_int,
     flags: u32,
-) -> *mut UmaZone {
+) -> *mut UmaZone<H> {
     // SAFETY: 1.
     let name = unsafe { text_of(name) };
     let Some(zone_flags) = flags_of(flags) else {
-        refuse(
+        refuse::<H>(
             "uma_zcreate",
             name,
-            &format_args!("flags {flags:#x}: a process has no UMA_ZONE_CONTIG nor unknown ones"),
+            &format_args!("flags {flags:#x}: UMA_ZONE_CONTIG and unknown ones are not served"),
         );
         return null_mut();
     };
-    UmaZone::new(ctor, dtor, init, fini).create(name, |record| {
+    UmaZone::<H>::new(ctor, dtor, init, fini).create(name, |record| {
         let align = usize::try_from(align).map_err(|_| ZoneError::Align(0))? + 1;
-        let callbacks = UmaZone::callbacks(record);
-        SYSTEM.zcreate(&ZoneConfig { flags: zone_flags, callbacks, ..ZoneConfig::new(name, size, align) })
+        let callbacks = UmaZone::<H>::callbacks(record);
+        H::malloc().system().zcreate(&ZoneConfig { flags: zone_flags, callbacks, ..ZoneConfig::new(name, size, align) })
     })
 }
 
@@ -268,19 +268,18 @@ pub unsafe extern "C" fn kernmalloc_uma_zcreate(
 ///
 /// # Safety
 /// 1. `name` ends with a NUL. 2. As for [`kernmalloc_uma_zcreate`]. 3. `primary` lives, and longer than this one.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zsecond_create(
+pub unsafe extern "C" fn kernmalloc_uma_zsecond_create<H: Host>(
     name: *const c_char,
     ctor: Option<UmaCtor>,
     dtor: Option<UmaDtor>,
     init: Option<UmaInit>,
     fini: Option<UmaFini>,
-    primary: *mut UmaZone,
-) -> *mut UmaZone {
+    primary: *mut UmaZone<H>,
+) -> *mut UmaZone<H> {
     // SAFETY: 1., 3.
     let (name, primary) = unsafe { (text_of(name), raw(primary)) };
-    UmaZone::new(ctor, dtor, init, fini)
-        .create(name, |record| SYSTEM.zsecond_create(name, primary, UmaZone::callbacks(record)))
+    UmaZone::<H>::new(ctor, dtor, init, fini)
+        .create(name, |record| H::malloc().system().zsecond_create(name, primary, UmaZone::<H>::callbacks(record)))
 }
 
 /// uma_zcache_create(9).
@@ -288,8 +287,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zsecond_create(
 /// # Safety
 /// 1. `name` ends with a NUL. 2. As for [`kernmalloc_uma_zcreate`]. 3. Items that `import` gives are not null, and writable where the zone is
 ///    asked for zeros.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zcache_create(
+pub unsafe extern "C" fn kernmalloc_uma_zcache_create<H: Host>(
     name: *const c_char,
     size: c_int,
     ctor: Option<UmaCtor>,
@@ -300,19 +298,19 @@ pub unsafe extern "C" fn kernmalloc_uma_zcache_create(
     release: Option<UmaRelease>,
     arg: *mut c_void,
     flags: c_int,
-) -> *mut UmaZone {
+) -> *mut UmaZone<H> {
     // SAFETY: 1.
     let name = unsafe { text_of(name) };
     let Some(zone_flags) = flags_of(flags.cast_unsigned()) else {
-        refuse("uma_zcache_create", name, &format_args!("flags {flags:#x} are not known"));
+        refuse::<H>("uma_zcache_create", name, &format_args!("flags {flags:#x} are not known"));
         return null_mut();
     };
-    UmaZone { import, release, arg, ..UmaZone::new(ctor, dtor, init, fini) }.create(name, |record| {
+    UmaZone::<H> { import, release, arg, ..UmaZone::<H>::new(ctor, dtor, init, fini) }.create(name, |record| {
         // SAFETY: 1. the context is the record, which outlives the zone; 2. 3.
-        let source = unsafe { Source::new(record.as_ptr().cast(), call_import, call_release) };
+        let source = unsafe { Source::new(record.as_ptr().cast(), call_import::<H>, call_release::<H>) };
         // A negative size says that nobody knows it (as in FreeBSD).
         let bytes = usize::try_from(size).unwrap_or(0);
-        SYSTEM.zcache_create(name, bytes, zone_flags, UmaZone::callbacks(record), source)
+        H::malloc().system().zcache_create(name, bytes, zone_flags, UmaZone::<H>::callbacks(record), source)
     })
 }
 
@@ -320,16 +318,15 @@ pub unsafe extern "C" fn kernmalloc_uma_zcache_create(
 ///
 /// # Safety
 /// 1. `zone` lives, and nobody uses it any more.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zdestroy(zone: *mut UmaZone) {
+pub unsafe extern "C" fn kernmalloc_uma_zdestroy<H: Host>(zone: *mut UmaZone<H>) {
     // SAFETY: 1.
     let raw = unsafe { raw(zone) };
     let name = raw.name();
     // SAFETY: 1.
     match unsafe { raw.destroy() } {
         // SAFETY: the zone is gone, and with it the last who knows the record.
-        Ok(_) => unsafe { MALLOC.free(zone.cast()) },
-        Err(error) => refuse("uma_zdestroy", core::str::from_utf8(abi::c_text(&name)).unwrap_or("?"), &error),
+        Ok(_) => unsafe { H::malloc().free(zone.cast()) },
+        Err(error) => refuse::<H>("uma_zdestroy", core::str::from_utf8(abi::c_text(&name)).unwrap_or("?"), &error),
     }
 }
 
@@ -337,8 +334,11 @@ pub unsafe extern "C" fn kernmalloc_uma_zdestroy(zone: *mut UmaZone) {
 ///
 /// # Safety
 /// 1. `zone` lives. 2. `arg` is what its constructor expects.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zalloc_arg(zone: *mut UmaZone, arg: *mut c_void, flags: c_int) -> *mut c_void {
+pub unsafe extern "C" fn kernmalloc_uma_zalloc_arg<H: Host>(
+    zone: *mut UmaZone<H>,
+    arg: *mut c_void,
+    flags: c_int,
+) -> *mut c_void {
     // SAFETY: 1.
     let item = unsafe { raw(zone) }.alloc_arg(arg.cast(), how_of(flags));
     item.map_or(null_mut(), |item| item.as_ptr().cast())
@@ -348,14 +348,13 @@ pub unsafe extern "C" fn kernmalloc_uma_zalloc_arg(zone: *mut UmaZone, arg: *mut
 ///
 /// # Safety
 /// 1. `zone` lives. 2. `arg` is what its constructor expects.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zalloc_domain(
-    zone: *mut UmaZone,
+pub unsafe extern "C" fn kernmalloc_uma_zalloc_domain<H: Host>(
+    zone: *mut UmaZone<H>,
     arg: *mut c_void,
     domain: c_int,
     flags: c_int,
 ) -> *mut c_void {
-    let domain = usize::try_from(domain).unwrap_or(0).min(<Linux as platform::Platform>::domains() - 1);
+    let domain = usize::try_from(domain).unwrap_or(0).min(<H::P>::domains() - 1);
     // SAFETY: 1.
     let item = unsafe { raw(zone) }.alloc_domain(arg.cast(), domain, how_of(flags));
     item.map_or(null_mut(), |item| item.as_ptr().cast())
@@ -365,8 +364,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zalloc_domain(
 ///
 /// # Safety
 /// 1. `zone` lives. 2. Nobody uses the item any more. 3. `arg` is what the destructor expects.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zfree_arg(zone: *mut UmaZone, item: *mut c_void, arg: *mut c_void) {
+pub unsafe extern "C" fn kernmalloc_uma_zfree_arg<H: Host>(zone: *mut UmaZone<H>, item: *mut c_void, arg: *mut c_void) {
     if !item.is_null() {
         // SAFETY: 1. 2. 3.
         unsafe { raw(zone).free_arg(item.cast(), arg.cast()) };
@@ -377,8 +375,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zfree_arg(zone: *mut UmaZone, item: *mut
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zwait(zone: *mut UmaZone) {
+pub unsafe extern "C" fn kernmalloc_uma_zwait<H: Host>(zone: *mut UmaZone<H>) {
     // SAFETY: 1.
     let _ = unsafe { raw(zone) }.wait();
 }
@@ -387,8 +384,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zwait(zone: *mut UmaZone) {
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_prealloc(zone: *mut UmaZone, items: c_int) {
+pub unsafe extern "C" fn kernmalloc_uma_prealloc<H: Host>(zone: *mut UmaZone<H>, items: c_int) {
     // SAFETY: 1. What there is no memory for is not made, and nobody is told (as in FreeBSD).
     let _ = unsafe { raw(zone) }.prealloc(usize::try_from(items).unwrap_or(0));
 }
@@ -397,12 +393,11 @@ pub unsafe extern "C" fn kernmalloc_uma_prealloc(zone: *mut UmaZone, items: c_in
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_reserve(zone: *mut UmaZone, items: c_int) {
+pub unsafe extern "C" fn kernmalloc_uma_zone_reserve<H: Host>(zone: *mut UmaZone<H>, items: c_int) {
     // SAFETY: 1.
     let raw = unsafe { raw(zone) };
     if let Err(error) = raw.set_reserve(usize::try_from(items).unwrap_or(0)) {
-        refuse("uma_zone_reserve", core::str::from_utf8(abi::c_text(&raw.name())).unwrap_or("?"), &error);
+        refuse::<H>("uma_zone_reserve", core::str::from_utf8(abi::c_text(&raw.name())).unwrap_or("?"), &error);
     }
 }
 
@@ -410,8 +405,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_reserve(zone: *mut UmaZone, items: 
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_set_max(zone: *mut UmaZone, items: c_int) -> c_int {
+pub unsafe extern "C" fn kernmalloc_uma_zone_set_max<H: Host>(zone: *mut UmaZone<H>, items: c_int) -> c_int {
     let items = items.max(0);
     // SAFETY: 1.
     unsafe { raw(zone) }.set_max(items as usize);
@@ -422,8 +416,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_set_max(zone: *mut UmaZone, items: 
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_get_max(zone: *mut UmaZone) -> c_int {
+pub unsafe extern "C" fn kernmalloc_uma_zone_get_max<H: Host>(zone: *mut UmaZone<H>) -> c_int {
     // SAFETY: 1.
     c_int::try_from(unsafe { raw(zone) }.max()).unwrap_or(c_int::MAX)
 }
@@ -432,8 +425,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_get_max(zone: *mut UmaZone) -> c_in
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_get_cur(zone: *mut UmaZone) -> c_int {
+pub unsafe extern "C" fn kernmalloc_uma_zone_get_cur<H: Host>(zone: *mut UmaZone<H>) -> c_int {
     // SAFETY: 1.
     c_int::try_from(unsafe { raw(zone) }.in_use()).unwrap_or(c_int::MAX)
 }
@@ -442,8 +434,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_get_cur(zone: *mut UmaZone) -> c_in
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_set_maxcache(zone: *mut UmaZone, items: c_int) {
+pub unsafe extern "C" fn kernmalloc_uma_zone_set_maxcache<H: Host>(zone: *mut UmaZone<H>, items: c_int) {
     // SAFETY: 1.
     unsafe { raw(zone) }.set_maxcache(items.max(0) as usize);
 }
@@ -452,8 +443,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_set_maxcache(zone: *mut UmaZone, it
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_exhausted(zone: *mut UmaZone) -> c_int {
+pub unsafe extern "C" fn kernmalloc_uma_zone_exhausted<H: Host>(zone: *mut UmaZone<H>) -> c_int {
     // SAFETY: 1.
     c_int::from(unsafe { raw(zone) }.is_exhausted())
 }
@@ -462,8 +452,7 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_exhausted(zone: *mut UmaZone) -> c_
 ///
 /// # Safety
 /// 1. `zone` lives. 2. `warning` ends with a NUL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_set_warning(zone: *mut UmaZone, warning: *const c_char) {
+pub unsafe extern "C" fn kernmalloc_uma_zone_set_warning<H: Host>(zone: *mut UmaZone<H>, warning: *const c_char) {
     // SAFETY: 1. 2.
     unsafe { raw(zone).set_warning(text_of(warning)) };
 }
@@ -472,13 +461,15 @@ pub unsafe extern "C" fn kernmalloc_uma_zone_set_warning(zone: *mut UmaZone, war
 ///
 /// # Safety
 /// 1. `zone` lives. 2. `action` may be called by any thread while it does.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_set_maxaction(zone: *mut UmaZone, action: Option<UmaMaxaction>) {
+pub unsafe extern "C" fn kernmalloc_uma_zone_set_maxaction<H: Host>(
+    zone: *mut UmaZone<H>,
+    action: Option<UmaMaxaction>,
+) {
     let pointer = action.map_or(null_mut(), |action| action as *mut c_void);
     // SAFETY: 1. 2.
     unsafe {
         (*zone).maxaction.store(pointer, core::sync::atomic::Ordering::Release);
-        let run = Action { context: zone.cast(), run: call_maxaction };
+        let run = Action { context: zone.cast(), run: call_maxaction::<H> };
         raw(zone).set_maxaction(action.map(|_| run));
     }
 }
@@ -489,7 +480,7 @@ fn reclaim_of(request: c_int) -> Reclaim {
         1 => Reclaim::Drain,
         2 => Reclaim::DrainCpu,
         3 => Reclaim::Trim,
-        other => crate::life::die(format_args!("panic: uma_reclaim: unknown request {other}")),
+        other => panic!("uma_reclaim: unknown request {other}"),
     }
 }
 
@@ -497,16 +488,14 @@ fn reclaim_of(request: c_int) -> Reclaim {
 ///
 /// # Safety
 /// 1. `zone` lives.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kernmalloc_uma_zone_reclaim(zone: *mut UmaZone, request: c_int) {
+pub unsafe extern "C" fn kernmalloc_uma_zone_reclaim<H: Host>(zone: *mut UmaZone<H>, request: c_int) {
     // SAFETY: 1.
     unsafe { raw(zone) }.reclaim(reclaim_of(request));
 }
 
 /// uma_reclaim(9): all zones.
-#[unsafe(no_mangle)]
-pub extern "C" fn kernmalloc_uma_reclaim(request: c_int) {
-    if hosted::boot() {
-        SYSTEM.reclaim_zones(reclaim_of(request));
+pub extern "C" fn kernmalloc_uma_reclaim<H: Host>(request: c_int) {
+    if H::boot() {
+        H::malloc().system().reclaim_zones(reclaim_of(request));
     }
 }

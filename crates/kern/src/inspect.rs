@@ -5,11 +5,10 @@
 
 use core::fmt::{Result, Write};
 
-use abi::{CacheEntry, Ordering, TypeTotals};
+use abi::{Ordering, TypeTotals};
 use platform::Platform;
 
 use crate::class::{CLASSES, SLAB_CLASSES};
-use crate::slot::Slot;
 use crate::stats::TypeId;
 use crate::system::System;
 use crate::text::Text;
@@ -71,12 +70,18 @@ impl<P: Platform> System<P> {
         (0..used).filter_map(TypeId::new)
     }
 
+    /// Whether a type's module was unloaded and left nothing: there is no such type any more.
+    fn is_over(&self, id: TypeId, totals: &TypeTotals) -> bool {
+        let is_gone = self.type_record(id).flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0;
+        is_gone && totals.in_use() == 0
+    }
+
     /// `vmstat -m`: types that were ever used, in the order of their registration.
     pub fn vmstat_m(&self, out: &mut dyn Write) -> Result {
         writeln!(out, "{:>16} {:>4} {:>5} {:>3} Size(s)", "Type", "Use", "Memory", "Req")?;
         for id in self.types() {
             let totals = self.totals(id);
-            if totals.allocs == 0 && totals.in_use() == 0 {
+            if totals.allocs == 0 && totals.in_use() == 0 || self.is_over(id, &totals) {
                 continue;
             }
             self.vmstat_row(out, id, &totals)?;
@@ -187,17 +192,11 @@ impl<P: Platform> System<P> {
     fn zone_figures(&self, class: usize) -> ZoneFigures {
         let record = self.stats().zone(class);
         let (mut allocs, mut frees, mut cached) = (0u64, 0u64, 0u64);
-        for index in 0..self.slot_table().count() {
-            let slot = self.slot_table().slot(index) as *const Slot;
-            // SAFETY: a slot of the table. Its holder may be changing it, so this is a copy that may be torn: figures only, and
-            // what follows from them cannot overflow.
-            let cache = unsafe { core::ptr::from_ref((*slot).cache_ref(class)).read_volatile() };
-            let first = (cache.alloc_top as usize).wrapping_sub(cache.alloc_items as usize) / size_of::<CacheEntry>();
-            let held = (first as u64).wrapping_add(u64::from(cache.free_count));
-            allocs = allocs.wrapping_add(cache.allocs);
-            // As `CpuCache::frees` has it.
-            frees = frees.wrapping_add(held.wrapping_add(cache.allocs).wrapping_sub(cache.filled));
-            cached = cached.wrapping_add(held);
+        for slot in 0..self.slot_table().count() {
+            let more = self.class_slot_figures(class, slot);
+            allocs = allocs.wrapping_add(more.allocs);
+            frees = frees.wrapping_add(more.frees);
+            cached = cached.wrapping_add(more.cached);
         }
         let count = |counter: &abi::AtomicU64| counter.load(Ordering::Relaxed);
         let behind = if class < SLAB_CLASSES { count(&record.depot) + count(&record.slab_free) } else { 0 };

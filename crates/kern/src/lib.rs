@@ -7,6 +7,7 @@ extern crate std;
 mod bucket;
 pub mod class;
 pub mod contig;
+mod figures;
 mod global;
 mod inspect;
 pub mod malloc;
@@ -19,6 +20,7 @@ mod system;
 pub mod text;
 pub mod zone;
 
+pub use figures::{SlotFigures, ZoneFigures, ZoneView};
 pub use global::Heap;
 pub use page::PageCounts;
 pub use slot::SLOT_STRIDE_BYTES;

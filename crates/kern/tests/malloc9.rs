@@ -32,6 +32,34 @@ fn in_use(world: &World, ty: &MallocType) -> (u64, u64) {
     (totals.in_use(), totals.bytes_in_use())
 }
 
+/// What a debugger shows of types: those that are gone only while they own something.
+#[test]
+fn tables_forget_a_type_whose_module_is_gone() {
+    with_malloc(1, |world, malloc| {
+        let (tidy, leaky) = (new_type("tidy"), new_type("leaky"));
+        let shown = || {
+            let (mut malloc_table, mut vmstat) = (String::new(), String::new());
+            world.system.show_malloc(&mut malloc_table, false).unwrap();
+            world.system.vmstat_m(&mut vmstat).unwrap();
+            let both = |name: &str| (malloc_table.contains(name), vmstat.contains(name));
+            [both("tidy"), both("leaky")]
+        };
+        let leaked = malloc.malloc(leaky, 100, NoWait, Flags::NONE).unwrap();
+        let block = malloc.malloc(tidy, 100, NoWait, Flags::NONE).unwrap();
+        // SAFETY: a block of the test.
+        unsafe { malloc.free(block.as_ptr()) };
+        assert_eq!(shown(), [(true, true), (true, true)]);
+        malloc.unload(&[tidy, leaky]);
+        assert_eq!(shown(), [(false, false), (true, true)]);
+        // SAFETY: as above.
+        unsafe { malloc.free(leaked.as_ptr()) };
+        assert_eq!(shown(), [(false, false), (false, false)]);
+        // Whoever comes again under the name goes on where it was.
+        malloc.load(&[tidy]).unwrap();
+        assert_eq!(shown(), [(true, true), (false, false)]);
+    });
+}
+
 #[test]
 fn a_type_is_registered_on_first_use_and_found_by_name() {
     with_malloc(1, |world, malloc| {

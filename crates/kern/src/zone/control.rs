@@ -8,6 +8,7 @@ use super::config::{Action, Fail, Flags, How, Wait};
 use super::core::{KegCore, OnLimit, ZoneCore, special};
 use super::slab::{FREE, Slabs, ZoneSlab};
 use crate::System;
+use crate::figures::SlotFigures;
 
 /// A limit's warning is said at most so often (uma(9)).
 const WARN_EVERY_NS: u64 = 300_000_000_000;
@@ -130,6 +131,23 @@ impl<P: Platform> RawZone<'_, P> {
     fn line(&self, slot: usize) -> Option<&ZoneLine> {
         // SAFETY: a cache's record stays while the zone lives, and so does its line.
         unsafe { self.core.cache(slot).as_ref().map(|cache| &*cache.line) }
+    }
+
+    /// What one slot has done with the zone. Read while its holder may change it: figures only.
+    pub(crate) fn slot_figures(&self, slot: usize) -> SlotFigures {
+        let cache = self.core.cache(slot);
+        if cache.is_null() {
+            return SlotFigures::default();
+        }
+        // SAFETY: a cache's record stays while the zone lives, and so does its line. The counts may be torn.
+        let (counts, line) = unsafe {
+            let count = |field: *const u32| u64::from(field.read_volatile());
+            let counts =
+                [&raw const (*cache).alloc_count, &raw const (*cache).free_count, &raw const (*cache).cross_count];
+            (counts.map(count), &*(*cache).line)
+        };
+        let frees = line.frees.load(Ordering::Acquire);
+        SlotFigures { allocs: line.allocs.load(Ordering::Relaxed), frees, cached: counts.iter().sum() }
     }
 
     /// Everything that is counted.

@@ -9,7 +9,7 @@ prefix=$(cd "$1" && pwd)
 target=${2:-${CARGO_TARGET_DIR:-$root/target}}
 
 # The profile has no unwinder and is one unit, see Cargo.toml.
-(cd "$root" && "${CARGO:-cargo}" build --quiet --profile preload -p kernmalloc-capi --target-dir "$target")
+(cd "$root" && "${CARGO:-cargo}" build --quiet --profile preload -p kernmalloc-clib --target-dir "$target")
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)
 
 # By way of another name: a program may be running with the old file.
@@ -18,8 +18,8 @@ mv "$prefix/lib/libkernmalloc-c.so.$version.new" "$prefix/lib/libkernmalloc-c.so
 ln -sf "libkernmalloc-c.so.$version" "$prefix/lib/libkernmalloc-c.so.0"
 ln -sf libkernmalloc-c.so.0 "$prefix/lib/libkernmalloc-c.so"
 install -m 644 "$target/preload/libkernmalloc_c.a" "$prefix/lib/libkernmalloc-c.a"
-for header in sys/malloc.h sys/kmem.h sys/vmem.h sys/pool.h vm/uma.h; do
+for header in sys/malloc.h sys/kmem.h sys/vmem.h sys/pool.h vm/uma.h memstat.h; do
 	install -m 644 "$root/include/$header" "$prefix/include/$header"
 done
-sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$root/crates/capi/kernmalloc-c.pc.in" \
+sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$root/crates/clib/kernmalloc-c.pc.in" \
 	> "$prefix/lib/pkgconfig/kernmalloc-c.pc"

@@ -1,36 +1,16 @@
 //! From the loader's call of our constructor to the end of the process.
 
 use core::ffi::{c_int, c_void};
-use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 unsafe extern "C" {
-    fn abort() -> !;
     fn __cxa_atexit(call: extern "C" fn(*mut c_void), arg: *mut c_void, object: *mut c_void) -> c_int;
 }
 
 /// Is the process on its way out? Then types that go are no module's that is unloaded.
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-/// Standard error, past any stdio.
-pub(crate) struct Stderr;
-
-impl core::fmt::Write for Stderr {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        hosted::write_stderr(text.as_bytes());
-        Ok(())
-    }
-}
-
-/// Last words on standard error, then SIGABRT.
-#[cold]
-pub(crate) fn die(text: core::fmt::Arguments<'_>) -> ! {
-    let _ = writeln!(Stderr, "{text}");
-    // SAFETY: never returns.
-    unsafe { abort() }
-}
-
-pub(crate) fn is_exiting() -> bool {
+pub(crate) fn is_ending() -> bool {
     EXITING.load(Ordering::Relaxed)
 }
 
@@ -40,11 +20,13 @@ extern "C" fn exiting(_arg: *mut c_void) {
 
 /// Called by every type that is loaded.
 ///
-/// exit(3) calls these handlers, the last first, and one of them runs the destructors of all objects; dlclose(3) runs destructors only.
-/// That tells a module that goes from a process that does. The C library registers its own between the constructors of the libraries that a
-/// program is linked with and those of the program: ours must come after it, hence each time anew.
+/// exit(3) calls these handlers, the last first, and one of them runs the destructors of all objects; dlclose(3) runs
+/// destructors only. That tells a module that goes from a process that does. The C library registers its own between
+/// the constructors of the libraries that a program is linked with and those of the program: ours must come after it,
+/// hence each time anew.
 pub(crate) fn watch_exit() {
-    // SAFETY: the library is never unloaded (`-z nodelete`). Where there is no memory for it, warnings may be said at the end.
+    // SAFETY: the library is never unloaded (`-z nodelete`). Where there is no memory for it, warnings may be said at
+    // the end.
     unsafe { __cxa_atexit(exiting, core::ptr::null_mut(), core::ptr::null_mut()) };
 }
 
