@@ -207,7 +207,7 @@ pub(crate) fn place(addr: usize, bytes: usize, domain: usize) {
                 let frame = (*entry & FRAME) as usize;
                 *((DIRECT + frame) as *mut usize) = old;
                 old = frame;
-                *entry = new as u64 | PRESENT | WRITE;
+                *entry = new as u64 | *entry & !FRAME;
             }
         }
     }
