@@ -78,4 +78,4 @@ pub use malloc_type::{
 };
 pub use scope::{InScope, Scope};
 pub use stats::{Kind, Stats, TypeStats, find, stats};
-pub use zone::{Fail, How, Wait, Zone, ZoneBox, ZoneError, zone};
+pub use zone::{Fail, How, Wait, Zone, ZoneBox, ZoneError, trim, zone};

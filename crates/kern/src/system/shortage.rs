@@ -20,6 +20,7 @@ use super::System;
 use crate::class::{CLASSES, RUN_MAX_BYTES, class_of};
 use crate::slot::Slot;
 use crate::stats::TypeId;
+use crate::zone::Reclaim;
 
 /// Least time between two reclaims for the sake of the soft limit, nanoseconds.
 const SOFT_EVERY_NS: u64 = 50_000_000;
@@ -215,35 +216,43 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Does what was asked for by the soft limit, or from outside through the control words. Called on slow paths, with no lock
-    /// and no slot held; two loads when there is nothing to do.
-    pub(super) fn obey(&self) {
+    /// Does what was asked for by the soft limit, or from outside through the control words, and what there is to do in the background.
+    /// Called on slow paths, with no lock and no slot held; three loads when there is nothing to do.
+    pub(crate) fn obey(&self) {
         let asked = &self.stats().header().control.uma_reclaim;
         if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked.load(Ordering::Relaxed) == 0 {
-            return;
+            return self.trim_in_background();
         }
-        self.obey_cold();
+        self.obey_asked(false);
     }
 
-    /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it.
-    #[cold]
+    /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it. Runs callbacks of zones.
     pub fn obey_cold(&self) -> bool {
+        self.obey_asked(true)
+    }
+
+    /// `all`: also zones whose callbacks run then, which no call can do that was made for something else.
+    #[cold]
+    fn obey_asked(&self, all: bool) -> bool {
         if !self.is_booted() {
             return false;
         }
+        let zones = |how| if all { self.reclaim_zones(how) } else { self.reclaim_quiet_zones(how) };
         let control = &self.stats().header().control;
         let soft = self.shortage.wanted.swap(0, Ordering::AcqRel) != 0;
         let request = control.uma_reclaim.swap(0, Ordering::AcqRel);
         match request {
             abi::reclaim_request::TRIM => {
+                zones(Reclaim::Trim);
                 let mut pages = self.pages.lock();
                 pages.purge(0);
                 self.publish_pages(&pages);
             }
-            abi::reclaim_request::DRAIN => self.drain_zones(),
-            _ if soft || request != 0 => {
-                self.reclaim();
+            abi::reclaim_request::DRAIN => {
+                self.drain_zones();
+                zones(Reclaim::Drain);
             }
+            _ if soft || request != 0 => _ = self.reclaim_with(zones),
             _ => return false,
         }
         control.reclaims.fetch_add(1, Ordering::Relaxed);

@@ -384,6 +384,11 @@ pub(crate) struct Registry<P: Platform> {
     /// Changes when pages have come back while somebody waits for memory.
     pub(crate) memory: AtomicU32,
     pub(crate) memory_sleepers: AtomicU32,
+    /// Zones there are.
+    pub(crate) zones: AtomicU32,
+    /// Slow paths that came by since.
+    pub(crate) turns: AtomicU32,
+    /// When zones were last trimmed in the background.
     pub(crate) last_tick_ns: AtomicU64,
 }
 
@@ -402,6 +407,8 @@ impl<P: Platform> Registry<P> {
             smr: Smr::new(),
             memory: AtomicU32::new(0),
             memory_sleepers: AtomicU32::new(0),
+            zones: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
             last_tick_ns: AtomicU64::new(0),
         }
     }

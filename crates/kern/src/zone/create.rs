@@ -302,6 +302,7 @@ impl<P: Platform> System<P> {
         // SAFETY: 1. as above; from here on walks find it.
         unsafe { core.next.set(list.first) };
         list.first = core::ptr::from_ref(core).cast_mut();
+        self.registry.zones.fetch_add(1, Ordering::Relaxed);
         core.special.store(bits, Ordering::Release);
         drop(list);
         Some(RawZone { system: self, core })
@@ -466,6 +467,7 @@ impl<P: Platform> RawZone<'_, P> {
             core.next.set(list.idle_zones);
         }
         list.idle_zones = this;
+        self.system.registry.zones.fetch_sub(1, Ordering::Relaxed);
         if record_index < ZONES {
             list.idle_records[record_index / 64] |= 1 << (record_index % 64);
         }

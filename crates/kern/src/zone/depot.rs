@@ -7,7 +7,7 @@ use platform::Platform;
 
 use super::RawZone;
 use super::alloc::Detached;
-use super::config::How;
+use super::config::{Flags, How};
 use super::core::{Depots, special};
 use super::keg::Change;
 use super::slab::FREE;
@@ -18,6 +18,11 @@ use crate::bucket::BucketPtr;
 pub(super) const STRAY: u8 = 255;
 /// Full buckets a depot keeps per CPU identity.
 const DEPOT_BUCKETS_PER_ID: usize = 8;
+/// A depot that was given so many times what it may hold, and nothing was taken from it, is let go, as those of the size classes are: the program
+/// shrinks, and items in buckets keep their slabs from becoming empty.
+const IDLE_TURNS: usize = 2;
+/// Buckets of a zone that shrinks are made smaller down to so many items.
+const SHRUNK_BUCKET_LEAST: usize = 63;
 /// Items that are put back, or asked of an import function, at a time.
 pub(super) const BATCH: usize = 32;
 
@@ -154,18 +159,24 @@ impl<P: Platform> RawZone<'_, P> {
             usize::MAX => usize::MAX,
             share => share / P::domains(),
         };
-        let refused = self.with_depot(domain, |depots| {
+        let may_trim = !self.core.flags.get().has(Flags::NOTRIM);
+        let (refused, idle) = self.with_depot(domain, |depots| {
             let items = depots.ready.items + bucket.count();
             // Under the lock: a sleeper sets the bit before he empties the depot.
             if self.core.special() & special::PAST_CACHES != 0 || items > most_items {
-                return Some(bucket);
+                return (Some(bucket), false);
             }
             let refused = depots.ready.push(bucket, most).err();
             depots.note();
-            refused
+            (refused, may_trim && depots.ready.idle_pushes() > IDLE_TURNS * most)
         });
         if let Some(bucket) = refused {
             self.empty(bucket);
+        }
+        if idle {
+            let size = self.core.bucket_size.load(Ordering::Relaxed);
+            self.core.bucket_size.store((size / 2).max(SHRUNK_BUCKET_LEAST).min(size), Ordering::Relaxed);
+            self.drain_depot(domain, usize::MAX);
         }
     }
 
