@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use kern::{Boot, ObjectLayout, System, TypeId};
-use platform::{Extent, Lock, MisuseReport, Platform, SlotTable};
+use platform::{Extent, Lock, MisuseReport, PageKind, Platform, SlotTable};
 
 use crate::lock::FutexLock;
 use crate::{fork, object, region, report, section, sys, tunables};
@@ -81,6 +81,16 @@ unsafe impl Platform for Linux {
         MOVES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: 1. passed on.
         unsafe { sys::move_pages(from, to, bytes) }
+    }
+
+    unsafe fn set_page_kind(addr: usize, bytes: usize, kind: PageKind) -> bool {
+        // SAFETY: 1. passed on. Where neither was changed nothing splits, and the calls cost little.
+        if !unsafe { sys::protect(addr, bytes, kind.executable) } {
+            return false;
+        }
+        // A hint: pages of huge pages' file systems and the like are dumped.
+        sys::dump(addr, bytes, kind.dumped);
+        true
     }
 
     fn now_ns() -> u64 {

@@ -8,6 +8,7 @@ mod nr {
     pub(super) const CLOSE: usize = 3;
     pub(super) const LSEEK: usize = 8;
     pub(super) const MMAP: usize = 9;
+    pub(super) const MPROTECT: usize = 10;
     pub(super) const MUNMAP: usize = 11;
     pub(super) const SCHED_YIELD: usize = 24;
     pub(super) const MREMAP: usize = 25;
@@ -39,6 +40,7 @@ mod nr {
     pub(super) const CLOSE: usize = 57;
     pub(super) const LSEEK: usize = 62;
     pub(super) const MMAP: usize = 222;
+    pub(super) const MPROTECT: usize = 226;
     pub(super) const MUNMAP: usize = 215;
     pub(super) const SCHED_YIELD: usize = 124;
     pub(super) const MREMAP: usize = 216;
@@ -168,6 +170,26 @@ pub(crate) unsafe fn discard(addr: usize, bytes: usize) -> bool {
     const MADV_DONTNEED: usize = 4;
     // SAFETY: 1.
     unsafe { call!(MADVISE, addr, bytes, MADV_DONTNEED) == 0 }
+}
+
+/// Makes pages executable, or makes them data again.
+///
+/// # Safety
+/// 1. The pages are the caller's.
+pub(crate) unsafe fn protect(addr: usize, bytes: usize, executable: bool) -> bool {
+    const PROT_EXEC: usize = 4;
+    let prot = PROT_READ_WRITE | if executable { PROT_EXEC } else { 0 };
+    // SAFETY: 1. they stay readable and writable.
+    unsafe { call!(MPROTECT, addr, bytes, prot) == 0 }
+}
+
+/// Leaves pages out of a core, or takes them in again.
+pub(crate) fn dump(addr: usize, bytes: usize, dumped: bool) -> bool {
+    const MADV_DONTDUMP: usize = 16;
+    const MADV_DODUMP: usize = 17;
+    let advice = if dumped { MADV_DODUMP } else { MADV_DONTDUMP };
+    // SAFETY: 1. changes what is in a core only.
+    unsafe { call!(MADVISE, addr, bytes, advice) == 0 }
 }
 
 /// A fork child finds these pages zeroed.

@@ -683,6 +683,26 @@ fn zones_are_seen_in_the_statistics_object() {
 }
 
 #[test]
+fn slabs_that_are_no_part_of_a_core() {
+    on(1, 1, |world| {
+        let config = ZoneConfig { flags: Flags::NODUMP, ..ZoneConfig::new("secrets", 3000, 8) };
+        let zone = world.system.zcreate(&config).unwrap();
+        let items: Vec<_> = (0..100).map(|_| take(&zone)).collect();
+        assert!(items.iter().all(|&item| !world.machine.page_kind(item as usize).dumped));
+        assert_eq!(world.machine.special_pages(), zone.stats().pages);
+        items.into_iter().for_each(|item| give(&zone, item));
+        // Pages that go back are dumped again, whoever gets them.
+        destroy(zone);
+        assert_eq!(world.machine.special_pages(), 0);
+        // A hint: a port that cannot says so, and the zone is one.
+        world.machine.fail_every(platform::fake::Call::SetPageKind, 1);
+        let zone = world.system.zcreate(&config).unwrap();
+        give(&zone, take(&zone));
+        destroy(zone);
+    });
+}
+
+#[test]
 fn bad_zones_are_refused_with_a_reason() {
     on(1, 1, |world| {
         let create = |config: ZoneConfig<'_>| world.system.zcreate(&config).map(|_| ()).unwrap_err();

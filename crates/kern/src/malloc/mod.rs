@@ -50,7 +50,6 @@ use platform::{Lock, Misuse, MisuseReport, Platform};
 use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
 use crate::stats::TypeId;
 use crate::system::{MAX_REQUEST_BYTES, System};
-use special::Specials;
 use types::{List, Look};
 use wait::Handlers;
 
@@ -66,9 +65,6 @@ pub struct Malloc<'s, P: Platform> {
     list: Lock<P::Lock, List>,
     admission: Lock<P::Lock, ()>,
     handlers: Lock<P::Lock, Handlers>,
-    special: Lock<P::Lock, Specials>,
-    /// How many there are: what free looks at.
-    specials: AtomicU32,
     /// Not zero while a thread runs the low-memory handlers.
     reclaiming: AtomicU32,
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
@@ -114,8 +110,6 @@ impl<'s, P: Platform> Malloc<'s, P> {
             list: Lock::new(List(Cell::new(null()))),
             admission: Lock::new(()),
             handlers: Lock::new(Handlers::new()),
-            special: Lock::new(Specials::new()),
-            specials: AtomicU32::new(0),
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
@@ -218,9 +212,6 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// 1. Nobody uses the block any more.
     #[inline]
     pub unsafe fn free(&self, block: *mut u8) {
-        if self.specials.load(Ordering::Relaxed) != 0 {
-            self.make_ordinary(block);
-        }
         // SAFETY: 1.
         unsafe { self.system.free(block, 0) }
     }

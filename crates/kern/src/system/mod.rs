@@ -22,6 +22,7 @@ mod outside;
 mod reclaim;
 mod resize;
 mod shortage;
+mod special;
 mod supply;
 
 use core::cell::UnsafeCell;
@@ -329,17 +330,17 @@ impl<P: Platform> System<P> {
                     is_run: false,
                 })
             }
-            page::LARGE | page::CACHED_RUN | page::LARGE_TAIL => {
+            page::LARGE | page::CACHED_RUN | page::LARGE_TAIL | page::SPECIAL_RUN => {
                 let mut first = addr & !(Self::PAGE - 1);
                 let mut word = word;
                 while page::kind(word) == page::LARGE_TAIL && first > base {
                     first -= Self::PAGE;
                     word = self.word(first);
                 }
-                let live = page::kind(word) == page::LARGE;
+                let live = matches!(page::kind(word), page::LARGE | page::SPECIAL_RUN);
                 (live || page::kind(word) == page::CACHED_RUN).then(|| BlockInfo {
                     addr: first,
-                    bytes: page::run_pages(word) << P::PAGE_SHIFT,
+                    bytes: page::any_run_pages(word) << P::PAGE_SHIFT,
                     type_id: TypeId::from_tag(page::run_tag(word)),
                     live,
                     is_run: true,
@@ -362,8 +363,8 @@ impl<P: Platform> System<P> {
             let tag = unsafe { *(page::tag(word, addr) as *const u16) };
             return if tag & TAG_FREE == 0 { info.bytes as usize } else { 0 };
         }
-        let live = page::kind(word) == page::LARGE && addr.is_multiple_of(Self::PAGE);
-        if live { page::run_pages(word) << P::PAGE_SHIFT } else { 0 }
+        let live = matches!(page::kind(word), page::LARGE | page::SPECIAL_RUN) && addr.is_multiple_of(Self::PAGE);
+        if live { page::any_run_pages(word) << P::PAGE_SHIFT } else { 0 }
     }
 
     /// Registers a type. `None` when the table is full. Never sleeps, but takes a lock.

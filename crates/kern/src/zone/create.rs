@@ -77,8 +77,12 @@ impl<P: Platform> System<P> {
             offpage: flags.has(Flags::NOTOUCH),
             cache_spread: flags.has(Flags::CACHESPREAD),
             copies,
+            one_page: flags.has(Flags::CONTIG) && config.supply.is_none(),
         })
         .map_err(|_| ZoneError::ItemBytes(config.item_bytes))?;
+        if flags.has(Flags::CONTIG) && layout.slab_bytes > Self::PAGE && config.supply.is_none() {
+            return Err(ZoneError::Contig(layout.slab_bytes));
+        }
         let keg = self.new_keg(Cut::new(layout)).ok_or(ZoneError::Memory)?;
         // SAFETY: 1. nobody else knows the keg yet.
         unsafe {

@@ -3,7 +3,7 @@
 use core::ptr::{NonNull, null_mut};
 
 use abi::{AtomicU64, CacheEntry, Ordering, page};
-use platform::Platform;
+use platform::{PageKind, Platform};
 
 use super::config::{Fail, Flags, How, Wait};
 use super::core::KegCore;
@@ -207,6 +207,12 @@ impl<P: Platform> System<P> {
             None => {
                 let start = self.page_alloc(layout.slab_bytes, layout.slab_align)?;
                 P::place_pages(start, layout.slab_bytes, domain);
+                if keg.flags.get().has(Flags::NODUMP) {
+                    // SAFETY: 1. fresh pages, ours. A hint: a port that cannot dumps them.
+                    unsafe {
+                        P::set_page_kind(start, layout.slab_bytes, PageKind { executable: false, dumped: false })
+                    };
+                }
                 self.stats().header().pages_slab.fetch_add(Self::slab_pages(keg) as u64, Ordering::Relaxed);
                 Some(start)
             }
@@ -220,6 +226,10 @@ impl<P: Platform> System<P> {
             Some(supply) => unsafe { (supply.free)(supply.context, start as *mut u8, bytes) },
             None => {
                 self.stats().header().pages_slab.fetch_sub(Self::slab_pages(keg) as u64, Ordering::Relaxed);
+                if keg.flags.get().has(Flags::NODUMP) {
+                    // SAFETY: 1. pages of a slab that nobody uses.
+                    unsafe { P::set_page_kind(start, bytes, PageKind::ORDINARY) };
+                }
                 self.page_free(start, bytes);
             }
         }

@@ -36,6 +36,8 @@ pub(crate) struct Want {
     pub(crate) cache_spread: bool,
     /// Copies of each item, a page apart; 0 for ordinary items.
     pub(crate) copies: usize,
+    /// Slabs do not grow beyond a page for the sake of less waste.
+    pub(crate) one_page: bool,
 }
 
 /// Where things are in a slab.
@@ -85,7 +87,8 @@ impl KegLayout {
         }
         let needed = stride.div_ceil(page);
         let mut best: Option<Self> = None;
-        for pages in needed..=needed + MAX_GROWTH {
+        let growth = if want.one_page { 0 } else { MAX_GROWTH };
+        for pages in needed..=needed + growth {
             for offpage in [false, true] {
                 if want.offpage && !offpage {
                     continue;
@@ -177,7 +180,7 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn want(item_bytes: usize, align: usize) -> Want {
-        Want { item_bytes, align, page_bytes: PAGE, offpage: false, cache_spread: false, copies: 0 }
+        Want { item_bytes, align, page_bytes: PAGE, offpage: false, cache_spread: false, copies: 0, one_page: false }
     }
 
     fn check(want: &Want) -> KegLayout {
