@@ -28,10 +28,7 @@ pub mod types;
 pub mod vmem9;
 pub mod zone;
 
-use hosted::{Linux, SYSTEM};
-
-/// malloc(9) of this process.
-static MALLOC: kern::malloc::Malloc<'static, Linux> = kern::malloc::Malloc::new(&SYSTEM);
+use hosted::MALLOC;
 
 /// The text of a C string; empty for null. What is not UTF-8 ends it.
 ///

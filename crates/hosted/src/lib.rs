@@ -29,9 +29,9 @@ mod tunables;
 mod wrappers;
 
 pub use lock::FutexLock;
-pub use port::{Linux, SYSTEM, boot, finish};
+pub use port::{Linux, MALLOC, SYSTEM, boot, finish};
 pub use sites::{
-    CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, register_once, same_module, type_of,
+    CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, same_module, type_of,
 };
 pub use tunables::{attribution, is_secure, misuse_goes_on};
 

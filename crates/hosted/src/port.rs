@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use kern::malloc::Malloc;
 use kern::{Boot, ObjectLayout, System, TypeId};
 use platform::{Extent, Lock, MisuseReport, PageKind, Platform, SlotTable};
 
@@ -15,6 +16,9 @@ pub struct Linux;
 
 /// The allocator of this process.
 pub static SYSTEM: System<Linux> = System::new();
+
+/// malloc(9) of this process, over [`SYSTEM`].
+pub static MALLOC: Malloc<'static, Linux> = Malloc::new(&SYSTEM);
 
 // SAFETY: 1. see `section`. 2. and 3. fresh anonymous mappings; MADV_DONTNEED zeroes private pages.
 unsafe impl Platform for Linux {
@@ -206,6 +210,8 @@ fn boot_locked() -> bool {
     let booted = unsafe { SYSTEM.boot(&boot) };
     if booted {
         tunables::write_controls(&SYSTEM.header().control);
+        MALLOC.apply_tunables(sys::physical_bytes(), &tunables::sizing());
+        SYSTEM.on_settings(|| MALLOC.obey_settings());
         fork::register();
     }
     booted

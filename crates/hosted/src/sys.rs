@@ -16,6 +16,7 @@ mod nr {
     pub(super) const GETPID: usize = 39;
     pub(super) const KILL: usize = 62;
     pub(super) const FTRUNCATE: usize = 77;
+    pub(super) const SYSINFO: usize = 99;
     pub(super) const GETUID: usize = 102;
     pub(super) const GETPPID: usize = 110;
     pub(super) const FSTATFS: usize = 138;
@@ -48,6 +49,7 @@ mod nr {
     pub(super) const GETPID: usize = 172;
     pub(super) const KILL: usize = 129;
     pub(super) const FTRUNCATE: usize = 46;
+    pub(super) const SYSINFO: usize = 179;
     pub(super) const GETUID: usize = 174;
     pub(super) const GETPPID: usize = 173;
     pub(super) const FSTATFS: usize = 44;
@@ -354,6 +356,26 @@ pub(crate) fn realtime_ns() -> u64 {
 
 pub(crate) fn monotonic_ns() -> u64 {
     clock_ns(1)
+}
+
+/// Memory of the machine, bytes; 0 where the system does not say.
+pub(crate) fn physical_bytes() -> u64 {
+    /// `struct sysinfo` of sysinfo(2), as far as it is of use.
+    #[repr(C)]
+    struct Info {
+        _uptime_and_loads: [u64; 4],
+        total: u64,
+        _free_shared_buffers_swaps: [u64; 5],
+        _processes: u64,
+        _high: [u64; 2],
+        unit_bytes: u32,
+        _room: [u8; 64],
+    }
+    // SAFETY: zeros are a valid one.
+    let mut info: Info = unsafe { core::mem::zeroed() };
+    // SAFETY: 1. the call writes one `struct sysinfo`, of 112 bytes.
+    let ret = unsafe { call!(SYSINFO, &raw mut info) };
+    if ret < 0 { 0 } else { info.total.saturating_mul(u64::from(info.unit_bytes.max(1))) }
 }
 
 /// Ends the process by SIGABRT, as abort(3) does, without its locks.

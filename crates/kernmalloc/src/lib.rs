@@ -67,6 +67,7 @@
 
 mod allocator;
 mod global;
+pub mod malloc9;
 mod malloc_type;
 mod scope;
 mod stats;

@@ -83,6 +83,15 @@ impl<P: Platform> RawZone<'_, P> {
         }
     }
 
+    /// Takes up a limit that was written into the zone's record from outside. What caches hold is fetched back by the first request that meets
+    /// it: here its maker's callbacks would run in somebody else's call.
+    pub(crate) fn obey_limit(&self) {
+        let items = usize::try_from(self.core.record().limit.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        if items != self.max() {
+            self.settle_limit(|limit| limit.set_max(items));
+        }
+    }
+
     /// The limit; 0 for none. uma_zone_get_max(9).
     #[doc(alias = "uma_zone_get_max")]
     #[must_use]
@@ -97,6 +106,8 @@ impl<P: Platform> RawZone<'_, P> {
     pub fn set_maxcache(&self, items: usize) {
         let share = if items == usize::MAX { items } else { items / 2 };
         self.core.max_cache.store(share, Ordering::Relaxed);
+        let shown = if items == usize::MAX { 0 } else { items as u64 };
+        self.core.record().bucket_max.store(shown, Ordering::Relaxed);
         self.fetch_back();
     }
 
@@ -242,6 +253,7 @@ impl<P: Platform> RawZone<'_, P> {
                 }
             }
         }
+        keg.record().reserve.store(items as u64, Ordering::Relaxed);
         Ok(())
     }
 

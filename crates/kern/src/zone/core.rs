@@ -356,6 +356,12 @@ impl<P: Platform> ZoneCore<P> {
         unsafe { &*self.record.get() }
     }
 
+    /// The record, if the zone has had one.
+    pub(crate) fn shown_record(&self) -> Option<&ZoneRecord> {
+        // SAFETY: null, of the statistics object, or our own.
+        unsafe { self.record.get().as_ref() }
+    }
+
     #[inline(always)]
     pub(crate) fn special(&self) -> u32 {
         self.special.load(Ordering::Relaxed)

@@ -327,7 +327,12 @@ impl<P: Platform> System<P> {
         unsafe {
             core.record.set(record);
             core.record_index.set(index.unwrap_or(usize::MAX));
-            Self::write_record(core, record);
+            let keg_index = match core.keg().filter(|_| core.is_secondary.get()) {
+                // The primary's, which is in the object or has no index.
+                Some(keg) => self.record_index_of(keg.record.get()).map_or(0, |index| index as u32 + 1),
+                None => 0,
+            };
+            Self::write_record(core, record, keg_index);
         }
         if let Some(keg) = core.keg()
             && !core.is_secondary.get()
@@ -352,9 +357,15 @@ impl<P: Platform> System<P> {
         }
     }
 
+    /// Where in the object a record is; `None` for one outside of it.
+    fn record_index_of(&self, record: *const ZoneRecord) -> Option<usize> {
+        let offset = (record as usize).checked_sub(self.stats().zone_ptr(0) as usize)?;
+        Some(offset / size_of::<ZoneRecord>()).filter(|&index| index < ZONES)
+    }
+
     /// # Safety
     /// 1. `record` is the zone's own.
-    unsafe fn write_record(core: &ZoneCore<P>, record: *mut ZoneRecord) {
+    unsafe fn write_record(core: &ZoneCore<P>, record: *mut ZoneRecord, keg_index: u32) {
         use abi::zone_flag;
         let flags = core.flags.get();
         let kind = if core.is_secondary.get() {
@@ -374,6 +385,12 @@ impl<P: Platform> System<P> {
             (*record).name = core.name.get();
             (*record).item_bytes = core.item_bytes.get() as u32;
             (*record).size_bit = u32::MAX;
+            (*record).domains = P::domains() as u32;
+            if let Some(keg) = core.keg() {
+                (*record).stride_bytes = keg.cut().layout.stride_bytes as u32;
+                (*record).align = keg.cut().layout.align as u32;
+                (*record).keg = keg_index;
+            }
             if let Some(keg) = core.keg().filter(|_| kind == 0) {
                 let layout = &keg.cut().layout;
                 (*record).slab_bytes = layout.slab_bytes as u32;

@@ -9,7 +9,7 @@ use super::RawZone;
 use super::alloc::Detached;
 use super::config::{Flags, How};
 use super::core::{Depots, special};
-use super::keg::Change;
+use super::keg::{Change, domain_record};
 use super::slab::FREE;
 use crate::bucket::BucketPtr;
 
@@ -67,12 +67,23 @@ impl<P: Platform> Drop for Spare<'_, '_, P> {
 impl<P: Platform> RawZone<'_, P> {
     /// How many items a new bucket should hold; 0 for none.
     pub(super) fn bucket_items(&self) -> usize {
-        let size = self.core.bucket_size.load(Ordering::Relaxed);
+        let size = self.core.bucket_size.load(Ordering::Relaxed).min(self.bucket_cap());
         match self.core.max_cache.load(Ordering::Relaxed) {
             usize::MAX => size,
             // Caches hold two buckets per slot, three where there are items on their way home.
             most => size.min(most / (3 * self.system.slot_table().count())),
         }
+    }
+
+    /// Most items that a bucket may have, as of the item size, the zone's own cap and the one for all.
+    fn bucket_cap(&self) -> usize {
+        let set = |word: &abi::AtomicU64| match word.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            items => usize::try_from(items).unwrap_or(usize::MAX),
+        };
+        let own = set(&self.core.record().bucket_size_max);
+        let all = set(&self.system.stats().header().control.bucket_size_max);
+        bucket_max(self.core.item_bytes.get()).min(own).min(all)
     }
 
     /// A bucket with items: from the depot, or filled. `None` when that would take waiting.
@@ -85,7 +96,7 @@ impl<P: Platform> RawZone<'_, P> {
             return None;
         }
         // Twice as large at each miss: a zone that is little used caches little.
-        let larger = (size * 2 + 1).min(bucket_max(self.core.item_bytes.get()));
+        let larger = (size * 2 + 1).min(self.bucket_cap());
         self.core.bucket_size.fetch_max(larger, Ordering::Relaxed);
         self.core.record().bucket_size.store(larger as u64, Ordering::Relaxed);
         let bucket = self.system.pool.lock().get(&self.system.meta, size)?;
@@ -134,9 +145,15 @@ impl<P: Platform> RawZone<'_, P> {
     pub(super) fn with_depot<R>(&self, domain: usize, f: impl FnOnce(&mut Depots) -> R) -> R {
         let mut depots = self.core.depot(domain).lock();
         let items = |depots: &Depots| depots.ready.items + depots.pending_items();
-        let change = Change::of(&self.core.record().depot, items(&depots));
+        let record = self.core.record();
+        let here = domain_record(record, domain);
+        let changes = [&record.depot, &here.depot].map(|counter| Change::of(counter, items(&depots)));
         let result = f(&mut depots);
-        change.to(items(&depots));
+        changes.into_iter().for_each(|change| change.to(items(&depots)));
+        let set = &depots.working_set;
+        for (counter, value) in [(&here.most, set.most), (&here.least, set.least), (&here.working_set, set.estimate)] {
+            counter.store(value as u64, Ordering::Relaxed);
+        }
         result
     }
 

@@ -2,7 +2,7 @@
 
 use core::ptr::{NonNull, null_mut};
 
-use abi::{AtomicU64, CacheEntry, Ordering, page};
+use abi::{AtomicU64, CacheEntry, Ordering, ZONE_DOMAINS, ZoneDomain, ZoneRecord, page};
 use platform::{PageKind, Platform};
 
 use super::config::{Fail, Flags, How, Wait};
@@ -28,6 +28,11 @@ impl<'a> Change<'a> {
             self.counter.fetch_add((after as u64).wrapping_sub(self.before as u64), Ordering::Relaxed);
         }
     }
+}
+
+/// What a zone's record says of a domain.
+pub(super) fn domain_record(record: &ZoneRecord, domain: usize) -> &ZoneDomain {
+    &record.by_domain[domain.min(ZONE_DOMAINS - 1)]
 }
 
 /// What a keg's counts were, to tell its record how they changed.
@@ -57,9 +62,16 @@ impl<P: Platform> System<P> {
         let before = Counts::of(&slabs);
         let result = f(&mut slabs);
         let record = keg.record();
-        Change::of(&record.slab_free, before.free_items).to(slabs.free_items);
-        Change::of(&record.slabs, before.slabs).to(slabs.slabs);
-        Change::of(&record.slabs_idle, before.empties).to(slabs.empties);
+        let here = domain_record(record, domain);
+        for counter in [&record.slab_free, &here.free_items] {
+            Change::of(counter, before.free_items).to(slabs.free_items);
+        }
+        for counter in [&record.slabs, &here.slabs] {
+            Change::of(counter, before.slabs).to(slabs.slabs);
+        }
+        for counter in [&record.slabs_idle, &here.free_slabs] {
+            Change::of(counter, before.empties).to(slabs.empties);
+        }
         if slabs.slabs > before.slabs {
             record.slabs_imported.fetch_add((slabs.slabs - before.slabs) as u64, Ordering::Relaxed);
             record.slabs_high_water.fetch_max(record.slabs.load(Ordering::Relaxed), Ordering::Relaxed);

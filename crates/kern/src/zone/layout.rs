@@ -45,6 +45,8 @@ pub(crate) struct Want {
 pub(crate) struct KegLayout {
     /// From item to item.
     pub(crate) stride_bytes: usize,
+    /// Alignment of every item.
+    pub(crate) align: usize,
     /// Pages of a slab, in bytes.
     pub(crate) slab_bytes: usize,
     /// Alignment of a slab.
@@ -118,6 +120,7 @@ impl KegLayout {
                 let left = slab_bytes - first_offset - items * stride;
                 return Some(Self {
                     stride_bytes: stride,
+                    align: want.align,
                     slab_bytes,
                     slab_align: want.align.max(want.page_bytes),
                     items,
@@ -143,6 +146,7 @@ impl KegLayout {
         let (states_offset, descriptor_bytes) = Self::descriptor(items);
         Ok(Self {
             stride_bytes: stride,
+            align: want.align,
             slab_bytes: want.page_bytes * want.copies,
             slab_align: want.page_bytes,
             items,

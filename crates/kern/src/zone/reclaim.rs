@@ -313,6 +313,24 @@ impl<P: Platform> System<P> {
         self.registry.smr.raw_lock().lock();
     }
 
+    /// For the child of a fork: nobody sleeps on a zone here.
+    ///
+    /// # Safety
+    /// 1. After [`freeze_zones`](Self::freeze_zones), in a process with one thread.
+    pub(crate) unsafe fn forget_zone_sleepers(&self) {
+        self.registry.memory_sleepers.store(0, Ordering::Relaxed);
+        self.each_zone_record(|core| {
+            // SAFETY: 1. the lock is held.
+            unsafe { (*core.limit.as_ptr()).forget_sleepers() };
+            core.memory_sleepers.store(0, Ordering::Relaxed);
+            core.visitors.store(0, Ordering::Relaxed);
+            core.special.fetch_and(!special::SLEEPERS, Ordering::Relaxed);
+            if let Some(record) = core.shown_record() {
+                record.sleepers.store(0, Ordering::Relaxed);
+            }
+        });
+    }
+
     /// The locks of kegs, which come after the bucket pool's.
     pub(crate) fn freeze_kegs(&self) {
         self.each_keg_record(|keg| {
