@@ -60,8 +60,8 @@ struct pool {
 #define pool_cache_invalidate		kernmalloc_pool_cache_invalidate
 #define pool_cache_reclaim		kernmalloc_pool_cache_reclaim
 #define pool_cache_prime		kernmalloc_pool_cache_prime
-#define pool_cache_setlowat(pc, n)	((void)kernmalloc_pool_cache_prime((pc), (n)))
-#define pool_cache_sethiwat(pc, n)	((void)(pc), (void)(n))
+#define pool_cache_setlowat		kernmalloc_pool_cache_setlowat
+#define pool_cache_sethiwat		kernmalloc_pool_cache_sethiwat
 #define pool_cache_sethardlimit		kernmalloc_pool_cache_sethardlimit
 #define pool_cache_set_drain_hook	kernmalloc_pool_cache_set_drain_hook
 #define pool_init			kernmalloc_pool_init
@@ -75,6 +75,8 @@ void pool_cache_destruct_object(pool_cache_t, void *);
 void pool_cache_invalidate(pool_cache_t);
 bool pool_cache_reclaim(pool_cache_t);
 int pool_cache_prime(pool_cache_t, int);
+void pool_cache_setlowat(pool_cache_t, int);
+void pool_cache_sethiwat(pool_cache_t, int);
 void pool_cache_sethardlimit(pool_cache_t, int, const char *, int);
 void pool_cache_set_drain_hook(pool_cache_t, void (*)(void *, int), void *);
 void pool_init(struct pool *, size_t, unsigned int, unsigned int, int, const char *, struct pool_allocator *, int);

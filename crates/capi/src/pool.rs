@@ -195,6 +195,15 @@ impl Cache {
         c_int::from(zone.prealloc(items.max(0) as usize).is_err()) * 12
     }
 
+    fn set_low_water(&self, items: c_int) {
+        // What cannot be had now is made when there is memory again.
+        let _ = self.primary.unwrap_or_else(|| self.zone()).set_low_water(items.max(0) as usize);
+    }
+
+    fn set_high_water(&self, items: c_int) {
+        self.primary.unwrap_or_else(|| self.zone()).set_high_water(items.max(0) as usize);
+    }
+
     /// All that is free is destructed and its pages go back. Whether there were any.
     fn reclaim(&self) -> bool {
         let slabs = |zone: &RawZone<'static, Linux>| zone.stats().slabs;
@@ -298,7 +307,28 @@ pub unsafe extern "C" fn kernmalloc_pool_cache_reclaim(cache: *mut Cache) -> boo
     unsafe { &*cache }.reclaim()
 }
 
-/// pool_cache_prime(9), pool_cache_setlowat(9): makes room for so many objects now. 0, or `ENOMEM`.
+/// pool_cache_setlowat(9): keeps at least so many objects free in pages, makes pages for them when there are fewer, and gives those back to
+/// nobody.
+///
+/// # Safety
+/// 1. `cache` lives.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kernmalloc_pool_cache_setlowat(cache: *mut Cache, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_low_water(items);
+}
+
+/// pool_cache_sethiwat(9): pages with nothing in use are kept for as many objects; those beyond go back at once.
+///
+/// # Safety
+/// 1. `cache` lives.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kernmalloc_pool_cache_sethiwat(cache: *mut Cache, items: c_int) {
+    // SAFETY: 1.
+    unsafe { &*cache }.set_high_water(items);
+}
+
+/// pool_cache_prime(9): makes room for so many objects now. 0, or `ENOMEM`.
 ///
 /// # Safety
 /// 1. `cache` lives.

@@ -257,6 +257,32 @@ impl<P: Platform> RawZone<'_, P> {
         Ok(())
     }
 
+    /// Keeps at least `items` free in the slabs of each domain, for anybody: makes slabs for them now, makes another when they are fewer and there
+    /// is memory, and gives none back that they lie in. 0 for none. Never sleeps. pool_setlowat(9).
+    ///
+    /// # Errors
+    /// When there is no memory for all of them; the mark is set all the same. A zone without a keg has none.
+    #[doc(alias = "pool_setlowat")]
+    pub fn set_low_water(&self, items: usize) -> Result<(), Fail> {
+        let keg = self.core.keg().ok_or(Fail::Memory)?;
+        keg.low_water.store(items, Ordering::Relaxed);
+        let all = (0..keg.domains).fold(true, |all, domain| self.system.refill_to_low_water(keg, domain) && all);
+        if all { Ok(()) } else { Err(Fail::Memory) }
+    }
+
+    /// Keeps slabs without an item in use for as many as `items` in each domain, rather than one of them: what is free beyond goes back to the
+    /// system at once, what is within when the zone is trimmed. Nothing in a zone without a keg. Never sleeps. pool_sethiwat(9).
+    #[doc(alias = "pool_sethiwat")]
+    pub fn set_high_water(&self, items: usize) {
+        if let Some(keg) = self.core.keg() {
+            let slabs = items.div_ceil(keg.cut().layout.items);
+            keg.idle_slabs.store(slabs, Ordering::Relaxed);
+            if !keg.flags.get().has(Flags::NOFREE) {
+                self.system.keg_trim(keg, slabs);
+            }
+        }
+    }
+
     /// Makes slabs until `items` are free in them, of all domains in turn. *May sleep* in `init` and in the zone's own supply. uma_prealloc(9).
     ///
     /// # Errors

@@ -120,6 +120,9 @@ pub(crate) struct KegCore<P: Platform> {
     pub(crate) turn: AtomicUsize,
     /// Items of each domain that only `How::reserve` may take.
     pub(crate) reserve: AtomicUsize,
+    /// Items of each domain that stay free in slabs, and slabs without an item in use that do; see [`super::RawZone::set_low_water`].
+    pub(crate) low_water: AtomicUsize,
+    pub(crate) idle_slabs: AtomicUsize,
     /// Pages of a supply of its own, which have no word.
     pub(crate) table: Lock<P::Lock, PageTable>,
     pub(crate) next: Cell<*mut KegCore<P>>,
@@ -239,6 +242,8 @@ impl<P: Platform> KegCore<P> {
                 colour: AtomicUsize::new(0),
                 turn: AtomicUsize::new(0),
                 reserve: AtomicUsize::new(0),
+                low_water: AtomicUsize::new(0),
+                idle_slabs: AtomicUsize::new(1),
                 table: Lock::new(PageTable::new()),
                 next: Cell::new(core::ptr::null_mut()),
                 all_next: Cell::new(core::ptr::null_mut()),
@@ -265,6 +270,11 @@ impl<P: Platform> KegCore<P> {
     pub(crate) fn record(&self) -> &ZoneRecord {
         // SAFETY: the primary zone's, which lives as long as the keg's memory.
         unsafe { &*self.record.get() }
+    }
+
+    /// Items of a domain that stay free in its slabs whatever is given back.
+    pub(crate) fn floor(&self) -> usize {
+        self.reserve.load(Ordering::Relaxed).max(self.low_water.load(Ordering::Relaxed))
     }
 
     /// What a slab says of whom it belongs to.

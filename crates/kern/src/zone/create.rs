@@ -195,6 +195,8 @@ impl<P: Platform> System<P> {
                 keg.colour.store(0, Ordering::Relaxed);
                 keg.turn.store(0, Ordering::Relaxed);
                 keg.reserve.store(0, Ordering::Relaxed);
+                keg.low_water.store(0, Ordering::Relaxed);
+                keg.idle_slabs.store(1, Ordering::Relaxed);
                 return Some(keg);
             }
         }
@@ -498,6 +500,7 @@ impl<P: Platform> RawZone<'_, P> {
     /// The last zone is gone: what is left of the keg are slabs with lost items. Returns their pages.
     fn lose_keg(&self, keg: &KegCore<P>) -> usize {
         keg.reserve.store(0, Ordering::Relaxed);
+        keg.low_water.store(0, Ordering::Relaxed);
         self.system.keg_trim(keg, 0);
         // Items that are freed from now on are nobody's.
         keg.generation.fetch_add(1, Ordering::SeqCst);

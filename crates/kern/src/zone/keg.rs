@@ -102,7 +102,12 @@ impl<P: Platform> System<P> {
         loop {
             match take(domain) {
                 0 => {}
-                got => return Ok(got),
+                got => {
+                    if keg.low_water.load(Ordering::Relaxed) != 0 {
+                        self.refill_to_low_water(keg, domain);
+                    }
+                    return Ok(got);
+                }
             }
             // Others may take what the new slab brings: then another is made.
             if let Err(fail) = self.add_slab_to(keg, domain, how.wait) {
@@ -112,11 +117,24 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Free items go back into their slabs; slabs that become empty go back to the system, but for one.
+    /// Makes slabs until as many items are free in the domain as are to be, if there is memory for them. Never sleeps.
+    #[cold]
+    pub(super) fn refill_to_low_water(&self, keg: &KegCore<P>, domain: usize) -> bool {
+        let low = keg.low_water.load(Ordering::Relaxed);
+        while keg.domain(domain).lock().free_items < low {
+            if self.add_slab_to(keg, domain, Wait::No).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Free items go back into their slabs; slabs that become empty go back to the system, but for one (or as many as the high-water mark
+    /// allows).
     pub(super) fn zone_keg_put(&self, keg: &KegCore<P>, items: &[CacheEntry]) {
         let mut doomed = null_mut();
-        let keep = if keg.flags.get().has(Flags::NOFREE) { usize::MAX } else { 1 };
-        let floor = keg.reserve.load(Ordering::Relaxed);
+        let keep = if keg.flags.get().has(Flags::NOFREE) { usize::MAX } else { keg.idle_slabs.load(Ordering::Relaxed) };
+        let floor = keg.floor();
         for part in items.chunks(BATCH) {
             let mut slabs = [null_mut(); BATCH];
             for (slab, entry) in slabs.iter_mut().zip(part) {
@@ -152,7 +170,7 @@ impl<P: Platform> System<P> {
     /// Gives empty slabs back, down to `keep` per domain. Returns how many.
     pub(super) fn keg_trim(&self, keg: &KegCore<P>, keep: usize) -> usize {
         let (mut doomed, mut count) = (null_mut(), 0);
-        let floor = keg.reserve.load(Ordering::Relaxed);
+        let floor = keg.floor();
         for domain in 0..keg.domains {
             self.with_slabs(keg, domain, |list| {
                 while let Some(slab) = list.take_empty(keep, floor) {
