@@ -34,10 +34,11 @@ impl<P: Platform> System<P> {
             return core::ptr::null_mut();
         }
         let old = info.bytes;
-        let special = self.special_kind(block);
-        if special.is_some() {
-            // It keeps its kind, and moves: its pages cannot grow into their neighbours, nor be moved to others.
-        } else if info.is_run {
+        if info.is_run {
+            if page::code(self.word(info.addr)) == page::SPECIAL_RUN {
+                // SAFETY: 1.
+                return unsafe { self.resize_special(&info, bytes, id, caller) };
+            }
             if bytes > SLAB_MAX_BYTES {
                 // SAFETY: 1.
                 if let Some(moved) = unsafe { self.resize_run(&info, bytes, id) } {
@@ -49,21 +50,7 @@ impl<P: Platform> System<P> {
             self.credit(&info, old, bytes, id);
             return block;
         }
-        let new = match special {
-            None => self.alloc(bytes, id),
-            // No slab class has such an alignment: whole pages.
-            Some(_) => self.alloc_aligned(bytes, 2 * Self::PAGE, id),
-        };
-        if let Some(kind) = special
-            && !new.is_null()
-            // SAFETY: 1. just allocated.
-            && !unsafe { self.make_special(new, kind) }
-        {
-            // SAFETY: 1. just allocated.
-            unsafe { self.free(new, caller) };
-            self.fail(id);
-            return core::ptr::null_mut();
-        }
+        let new = self.alloc(bytes, id);
         if !new.is_null() {
             // SAFETY: both hold that many bytes; the new one is fresh; 1.
             unsafe {

@@ -6,7 +6,8 @@
 use abi::page;
 use platform::{PageKind, Platform};
 
-use super::System;
+use super::{BlockInfo, System};
+use crate::stats::TypeId;
 
 impl<P: Platform> System<P> {
     /// Makes the pages of a live block of whole pages of this kind. False, with nothing changed, for any other block, and where the port
@@ -36,6 +37,34 @@ impl<P: Platform> System<P> {
         (block as usize)
             .is_multiple_of(Self::PAGE)
             .then_some(PageKind { executable: word & page::EXECUTABLE != 0, dumped: word & page::NOT_DUMPED == 0 })
+    }
+
+    /// Such a block at another size: it keeps its kind, and moves, since its pages cannot grow into their neighbours.
+    ///
+    /// # Safety
+    /// 1. The caller owns the block.
+    #[cold]
+    pub(super) unsafe fn resize_special(&self, info: &BlockInfo, bytes: usize, id: TypeId, caller: usize) -> *mut u8 {
+        let old = info.addr as *mut u8;
+        let kind = self.special_kind(old).unwrap_or(PageKind::ORDINARY);
+        // No slab class has such an alignment: whole pages.
+        let new = self.alloc_aligned(bytes, 2 * Self::PAGE, id);
+        if new.is_null() {
+            return new;
+        }
+        // SAFETY: 1. just allocated.
+        if !unsafe { self.make_special(new, kind) } {
+            // SAFETY: 1. just allocated.
+            unsafe { self.free(new, caller) };
+            self.fail(id);
+            return core::ptr::null_mut();
+        }
+        // SAFETY: both hold that many bytes; the new one is fresh; 1.
+        unsafe {
+            core::ptr::copy_nonoverlapping(old, new, info.bytes.min(bytes));
+            self.free(old, caller);
+        }
+        new
     }
 
     /// Frees such a block.
