@@ -266,8 +266,9 @@ impl<P: Platform> RawZone<'_, P> {
     pub fn set_low_water(&self, items: usize) -> Result<(), Fail> {
         let keg = self.core.keg().ok_or(Fail::Memory)?;
         keg.low_water.store(items, Ordering::Relaxed);
-        let all = (0..keg.domains).fold(true, |all, domain| self.system.refill_to_low_water(keg, domain) && all);
-        if all { Ok(()) } else { Err(Fail::Memory) }
+        // Each of them, also after one that found no memory.
+        let short = (0..keg.domains).filter(|&domain| !self.system.refill_to_low_water(keg, domain)).count();
+        if short == 0 { Ok(()) } else { Err(Fail::Memory) }
     }
 
     /// Keeps slabs without an item in use for as many as `items` in each domain, rather than one of them: what is free beyond goes back to the
