@@ -123,8 +123,28 @@ pub struct Control {
     pub bucket_size_max: AtomicU64,
     /// 1 when a misuse is only reported and the program goes on.
     pub misuse_goes_on: AtomicU64,
+    /// 1 when something else was written, here or in the record of a type or zone, that takes more than to be read; the program clears it
+    /// when it takes it up.
+    pub settings: AtomicU64,
+    /// Bytes that the heap may have in use.
+    pub kmem_size: AtomicU64,
+    /// Bounds of [`Control::kmem_size`], and what physical memory is divided by to have it computed anew when one of the three changes; 0: it is
+    /// not by physical memory.
+    pub kmem_size_min: AtomicU64,
+    /// See [`Control::kmem_size_min`].
+    pub kmem_size_max: AtomicU64,
+    /// See [`Control::kmem_size_min`].
+    pub kmem_size_scale: AtomicU64,
+    /// Pages of them that only requests with `M_USE_RESERVE` get.
+    pub kmem_reserve_pages: AtomicU64,
+    /// Per cent of them beyond which reclaim is asked for.
+    pub kmem_soft_percent: AtomicU64,
+    /// Every so manieth request of malloc(9) that may not sleep fails, 0 for none.
+    pub failure_rate: AtomicU64,
+    /// How many failed for it.
+    pub failure_count: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 11],
+    pub reserved: [u64; 2],
 }
 
 /// First record of the object.
@@ -377,10 +397,46 @@ pub struct ZoneRecord {
     pub sleepers: AtomicU64,
     /// Most items in a bucket, 0 for what the item size allows. May be written from outside, see [`Control`].
     pub bucket_size_max: AtomicU64,
-    /// Room to grow.
-    pub reserved: u64,
+    /// Items that count towards the limit.
+    pub limit_items: AtomicU64,
+    /// Most items in all buckets, 0 for no bound.
+    pub bucket_max: AtomicU64,
+    /// Items of each domain that only requests with `M_USE_RESERVE` get.
+    pub reserve: AtomicU64,
+    /// From item to item in a slab, bytes; 0 without slabs, and in zones of malloc's size classes.
+    pub stride_bytes: u32,
+    /// Alignment of every item, bytes; 0 in zones of malloc's size classes.
+    pub align: u32,
+    /// One more than the index of the zone whose slabs the items come from; 0 for its own.
+    pub keg: u32,
+    /// Domains of the machine, 0 in zones of malloc's size classes.
+    pub domains: u32,
+    /// By domain; what there is beyond the last counts there.
+    pub by_domain: [ZoneDomain; ZONE_DOMAINS],
 }
-const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 192);
+const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 448);
+
+/// Domains that a zone's record tells apart.
+pub const ZONE_DOMAINS: usize = 4;
+
+/// What a zone has in a NUMA domain.
+#[repr(C)]
+pub struct ZoneDomain {
+    /// Items in full buckets of the depot.
+    pub depot: AtomicU64,
+    /// Most and fewest of them since the zone was last looked at.
+    pub most: AtomicU64,
+    /// See [`ZoneDomain::most`].
+    pub least: AtomicU64,
+    /// How many the depot needs, by the working-set estimate.
+    pub working_set: AtomicU64,
+    /// Slabs.
+    pub slabs: AtomicU64,
+    /// Free items in slabs.
+    pub free_items: AtomicU64,
+    /// Slabs without an item in use.
+    pub free_slabs: AtomicU64,
+}
 
 /// Counters of one zone in one slot, as of the slot's last exchange of a bucket (the live ones are in
 /// [`CpuCache`], private to the program).

@@ -5,6 +5,7 @@
 //! |        tags of its group >> 6          | code |   slab: see [`class_code`]
 //! |        slab descriptor >> 6             | code |   ZONE_SLAB
 //! | type tag | pages of the run             | code |   LARGE, CACHED_RUN (first page)
+//! | type tag | kind | pages of the run      | code |   SPECIAL_RUN (first page)
 //! | 0        | 0                            | code |   LARGE_TAIL, FREE_*
 //! ```
 //!
@@ -21,6 +22,8 @@
 pub const FREE_CLEAN: u64 = 0;
 /// Part of a slab: what [`kind`] says for the code of any class.
 pub const SLAB: u64 = 1;
+/// First page of a block of whole pages that are of another kind than the heap's: executable, or not dumped.
+pub const SPECIAL_RUN: u64 = 58;
 /// Part of a slab of a zone that was made at run time; its layout stands in its descriptor and keg.
 pub const ZONE_SLAB: u64 = 59;
 /// Free, contents left over.
@@ -29,7 +32,7 @@ pub const FREE_DIRTY: u64 = 60;
 pub const LARGE: u64 = 61;
 /// First page of a free run kept for reuse at its size.
 pub const CACHED_RUN: u64 = 62;
-/// Second and later pages of a [`LARGE`] or [`CACHED_RUN`] run.
+/// Second and later pages of a [`LARGE`], [`CACHED_RUN`] or [`SPECIAL_RUN`] run.
 pub const LARGE_TAIL: u64 = 63;
 
 /// Codes there can be.
@@ -83,7 +86,7 @@ pub const fn tag(word: u64, addr: usize) -> usize {
 #[must_use]
 pub const fn kind(word: u64) -> u64 {
     let code = code(word);
-    if code == 0 || code >= ZONE_SLAB { code } else { SLAB }
+    if code == 0 || code >= SPECIAL_RUN { code } else { SLAB }
 }
 
 /// Size class of a slab.
@@ -122,11 +125,22 @@ pub const fn run_pages(word: u64) -> usize {
     ((word & BODY_MASK) >> 6) as usize
 }
 
+/// Pages of a run whose first page has this word, of whichever kind it is.
+#[must_use]
+pub const fn any_run_pages(word: u64) -> usize {
+    if kind(word) == SPECIAL_RUN { run_pages(word & !(EXECUTABLE | NOT_DUMPED)) } else { run_pages(word) }
+}
+
+/// In a [`SPECIAL_RUN`]'s word: code in its pages can run.
+pub const EXECUTABLE: u64 = 1 << 46;
+/// In a [`SPECIAL_RUN`]'s word: its pages are not part of a core.
+pub const NOT_DUMPED: u64 = 1 << 47;
+
 /// The word of a slab's page: `tags` is a multiple of 64.
 #[inline(always)]
 #[must_use]
 pub const fn slab(tags: usize, class: usize) -> u64 {
-    debug_assert!(tags as u64 & CODE_MASK == 0 && class_code(class) < ZONE_SLAB as usize);
+    debug_assert!(tags as u64 & CODE_MASK == 0 && class_code(class) < SPECIAL_RUN as usize);
     tags as u64 | class_code(class) as u64
 }
 
@@ -170,5 +184,7 @@ mod tests {
         }
         let word = run(LARGE, (1 << 30) + 5, 0x8abc);
         assert_eq!((kind(word), run_pages(word), run_tag(word)), (LARGE, (1 << 30) + 5, 0x8abc));
+        let word = run(SPECIAL_RUN, 77, 0x8abc) | EXECUTABLE | NOT_DUMPED;
+        assert_eq!((kind(word), any_run_pages(word), run_tag(word)), (SPECIAL_RUN, 77, 0x8abc));
     }
 }

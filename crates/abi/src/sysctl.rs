@@ -102,8 +102,28 @@ const fn entry(name: &'static str, kind: Kind, access: Access, place: Place, doc
     Entry { name, kind, access, place, doc }
 }
 
+/// Most bytes that a heap may be allowed.
+pub const KMEM_SIZE_MAX: u64 = 1 << 47;
+/// Most bytes or items that a limit may say.
+pub const LIMIT_MAX: u64 = 1 << 47;
+
 /// Names with one value, sorted.
 pub const TABLE: &[Entry] = &[
+    entry(
+        "debug.malloc.failure_count",
+        Kind::Count,
+        Access::Read,
+        Place::U64(at!(control) + offset_of!(Control, failure_count) as u64),
+        "Requests that failed because of debug.malloc.failure_rate.",
+    ),
+    entry(
+        "debug.malloc.failure_rate",
+        Kind::Count,
+        Access::Run,
+        control(offset_of!(Control, failure_rate), 0, 1 << 31),
+        "Every so manieth request that names a malloc type and may not sleep fails, to see how its caller takes it; 0 for none. What malloc(3) and \
+         Rust's global allocator serve names no type, and does not fail.",
+    ),
     entry(
         "debug.uma_reclaim",
         Kind::Count,
@@ -235,13 +255,49 @@ pub const TABLE: &[Entry] = &[
         "Memory for the allocator's own records.",
     ),
     entry(
+        "vm.kmem_reserve_pages",
+        Kind::Pages,
+        Access::Run,
+        control(offset_of!(Control, kmem_reserve_pages), 0, 1 << 32),
+        "Pages of vm.kmem_size that only requests with M_USE_RESERVE get; half of it at most.",
+    ),
+    entry(
         "vm.kmem_size",
         Kind::Bytes,
-        Access::Read,
-        Place::U64(at!(heap_max_bytes)),
-        "Bytes that the heap may grow to.",
+        Access::Run,
+        control(offset_of!(Control, kmem_size), 4096, KMEM_SIZE_MAX),
+        "Bytes that the heap may have in use. What it has beyond a value set later stays; requests fail, or sleep, until it is less. Held \
+         between vm.kmem_size_min and vm.kmem_size_max.",
+    ),
+    entry(
+        "vm.kmem_size_max",
+        Kind::Bytes,
+        Access::Run,
+        control(offset_of!(Control, kmem_size_max), 4096, KMEM_SIZE_MAX),
+        "Most bytes that vm.kmem_size may be. Setting it, vm.kmem_size_min or vm.kmem_size_scale computes vm.kmem_size anew.",
+    ),
+    entry(
+        "vm.kmem_size_min",
+        Kind::Bytes,
+        Access::Run,
+        control(offset_of!(Control, kmem_size_min), 4096, KMEM_SIZE_MAX),
+        "Fewest bytes that vm.kmem_size may be; where the two cross, vm.kmem_size_max holds.",
+    ),
+    entry(
+        "vm.kmem_size_scale",
+        Kind::Count,
+        Access::Run,
+        control(offset_of!(Control, kmem_size_scale), 0, 1 << 20),
+        "What the machine's memory is divided by for vm.kmem_size; at 0, as in a process unless it is set, that is vm.kmem_size_max.",
     ),
     entry("vm.kmem_slabs", Kind::Bytes, Access::Read, Place::PagesAsBytes(&[at!(pages_slab)]), "Memory in slabs."),
+    entry(
+        "vm.kmem_soft_percent",
+        Kind::Percent,
+        Access::Run,
+        control(offset_of!(Control, kmem_soft_percent), 1, 100),
+        "Per cent of vm.kmem_size beyond which free memory is reclaimed; 100 for never.",
+    ),
     entry(
         "vm.uma_bucket_size_max",
         Kind::Count,
@@ -269,6 +325,21 @@ pub struct ZoneEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "said in the table")]
 pub enum ZoneFigure {
+    Align,
+    BucketMax,
+    DomainDepot,
+    DomainFreeItems,
+    DomainFreeSlabs,
+    DomainMost,
+    DomainLeast,
+    DomainPages,
+    DomainWorkingSet,
+    KegName,
+    Idle,
+    LimitItems,
+    Reserve,
+    Sleepers,
+    Stride,
     Size,
     Flags,
     BucketSize,
@@ -278,7 +349,6 @@ pub enum ZoneFigure {
     Slabs,
     Efficiency,
     SlabFree,
-    Depot,
     Limit,
     Sleeps,
     Current,
@@ -301,19 +371,58 @@ pub const ZONE_TABLE: &[ZoneEntry] = &[
         ZoneFigure::BucketSizeMax,
         "Most items that a bucket of this zone may have, 0 for what its item size allows. May be set while the program runs.",
     ),
-    zone("domain.0.depot", Kind::Count, ZoneFigure::Depot, "Items in full buckets."),
+    zone("domain.D.imax", Kind::Count, ZoneFigure::DomainMost, "Most of them since the zone was last looked at."),
+    zone("domain.D.imin", Kind::Count, ZoneFigure::DomainLeast, "Fewest of them since then."),
+    zone(
+        "domain.D.nitems",
+        Kind::Count,
+        ZoneFigure::DomainDepot,
+        "Items in full buckets, for each NUMA domain; what there is of domains beyond the fourth counts as the fourth's.",
+    ),
+    zone(
+        "domain.D.wss",
+        Kind::Count,
+        ZoneFigure::DomainWorkingSet,
+        "Of them, how many are needed by the working-set estimate.",
+    ),
     zone(
         "flags",
         Kind::Bits,
         ZoneFigure::Flags,
-        "1 serves a malloc size class, 2 slab headers off page, 4 runs of pages.",
+        "1 serves a malloc size class, 2 slab headers off page, 4 runs of pages, 8 secondary, 16 cache zone, 32 SMR, 64 per-CPU items.",
     ),
+    zone("keg.align", Kind::Bytes, ZoneFigure::Align, "Alignment of every item."),
+    zone("keg.domain.D.free_items", Kind::Count, ZoneFigure::DomainFreeItems, "Free items in slabs, for each domain."),
+    zone("keg.domain.D.free_slabs", Kind::Count, ZoneFigure::DomainFreeSlabs, "Slabs without an item in use."),
+    zone("keg.domain.D.pages", Kind::Pages, ZoneFigure::DomainPages, "Pages of all slabs."),
     zone("keg.efficiency", Kind::Percent, ZoneFigure::Efficiency, "Of a slab, how much is items."),
     zone("keg.free_items", Kind::Count, ZoneFigure::SlabFree, "Free items in slabs."),
+    zone("keg.free_slabs", Kind::Count, ZoneFigure::Idle, "Slabs without an item in use."),
     zone("keg.ipers", Kind::Count, ZoneFigure::ItemsPerSlab, "Items in a slab."),
+    zone("keg.name", Kind::Text, ZoneFigure::KegName, "The zone whose slabs the items come from."),
     zone("keg.ppera", Kind::Bytes, ZoneFigure::SlabBytes, "Bytes of a slab."),
+    zone(
+        "keg.reserve",
+        Kind::Count,
+        ZoneFigure::Reserve,
+        "Items of each domain that only requests with M_USE_RESERVE get.",
+    ),
+    zone("keg.rsize", Kind::Bytes, ZoneFigure::Stride, "From item to item in a slab."),
     zone("keg.slabs", Kind::Count, ZoneFigure::Slabs, "Slabs."),
-    zone("limit.max_items", Kind::Count, ZoneFigure::Limit, "Most items, 0 for no limit."),
+    zone("limit.bucket_max", Kind::Count, ZoneFigure::BucketMax, "Most items in all buckets together, 0 for no bound."),
+    zone(
+        "limit.items",
+        Kind::Count,
+        ZoneFigure::LimitItems,
+        "Items that count towards the limit: in use, and in buckets, which are fetched back before a request fails.",
+    ),
+    zone(
+        "limit.max_items",
+        Kind::Count,
+        ZoneFigure::Limit,
+        "Most items, 0 for no limit. May be set while the program runs, but for the zones of malloc's size classes.",
+    ),
+    zone("limit.sleepers", Kind::Count, ZoneFigure::Sleepers, "Requests that are asleep now."),
     zone("limit.sleeps", Kind::Count, ZoneFigure::Sleeps, "Requests that slept on the limit."),
     zone("size", Kind::Bytes, ZoneFigure::Size, "Bytes of an item."),
     zone("stats.allocs", Kind::Count, ZoneFigure::Allocs, "Items handed out since the start."),
@@ -361,7 +470,12 @@ pub const TYPE_TABLE: &[TypeEntry] = &[
     ty("highuse", Kind::Bytes, TypeFigure::HighUse, "Most bytes in use at one time."),
     ty("inuse", Kind::Count, TypeFigure::InUse, "Blocks in use."),
     ty("limblocks", Kind::Count, TypeFigure::LimitBlocks, "Requests that slept on the limit."),
-    ty("limit", Kind::Bytes, TypeFigure::Limit, "Bytes in use at which the type gets no more, 0 for no limit."),
+    ty(
+        "limit",
+        Kind::Bytes,
+        TypeFigure::Limit,
+        "Bytes in use at which requests by this type's name fail or sleep, 0 for no limit. May be set while the program runs.",
+    ),
     ty("mapblocks", Kind::Count, TypeFigure::MapBlocks, "Requests that slept for want of memory."),
     ty("memuse", Kind::Bytes, TypeFigure::MemUse, "Bytes in use, as served."),
     ty("requested", Kind::Bytes, TypeFigure::Requested, "Bytes asked for since the start."),

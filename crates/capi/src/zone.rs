@@ -57,7 +57,7 @@ const FLAGS: [(u32, Flags); 15] = [
     (0x0800, Flags::MAXBUCKET),
     (0x1000, Flags::NOTRIM),
     (0x2000, Flags::CACHESPREAD),
-    (0x4000, Flags::NONE), // NODUMP
+    (0x4000, Flags::NODUMP),
     (0x8000, Flags::PCPU),
     (0x1_0000, Flags::NONE), // FIRSTTOUCH
     (0x2_0000, Flags::ROUNDROBIN),

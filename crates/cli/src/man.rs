@@ -78,7 +78,9 @@ fn sysctl_page() -> String {
     };
     for entry in TABLE {
         let range = match (entry.place, entry.kind) {
-            (Place::Control(.., min, max), Kind::Count | Kind::Pages) => format!(", {min} to {max}"),
+            (Place::Control(.., min, max), Kind::Count | Kind::Pages | Kind::Bytes | Kind::Percent) => {
+                format!(", {min} to {max}")
+            }
             _ => String::new(),
         };
         item(entry.name, &format!("{}{range}; {}", kind(entry.kind), access(entry.access)), entry.doc);

@@ -13,7 +13,6 @@ mod life;
 mod panic;
 
 use capi::names::*;
-use hosted::SYSTEM;
 use kern::malloc::Malloc;
 
 /// The host of the interface: this process.
@@ -23,8 +22,7 @@ impl capi::Host for Process {
     type P = hosted::Linux;
 
     fn malloc() -> &'static Malloc<'static, hosted::Linux> {
-        static MALLOC: Malloc<'static, hosted::Linux> = Malloc::new(&SYSTEM);
-        &MALLOC
+        &hosted::MALLOC
     }
 
     fn boot() -> bool {

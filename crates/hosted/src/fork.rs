@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 
 use crate::object::{self, Copy};
-use crate::port::SYSTEM;
+use crate::port::{MALLOC, SYSTEM};
 use crate::{section, sites, sys};
 
 /// Between the handlers, which one thread runs with the allocator frozen.
@@ -36,6 +36,7 @@ pub(crate) fn register() {
 
 extern "C" fn prepare() {
     sites::freeze();
+    MALLOC.freeze();
     SYSTEM.freeze();
     // SAFETY: see `Pending`.
     unsafe { *PENDING.0.get() = object::copy() };
@@ -49,6 +50,7 @@ extern "C" fn parent() {
     // SAFETY: 1. `prepare` froze it.
     unsafe {
         SYSTEM.thaw();
+        MALLOC.thaw();
         sites::thaw();
     }
 }
@@ -62,7 +64,10 @@ extern "C" fn child() {
     }
     // SAFETY: 1. the thread we are a copy of froze it.
     unsafe {
+        SYSTEM.forget_sleepers();
+        MALLOC.forget_sleepers();
         SYSTEM.thaw();
+        MALLOC.thaw();
         sites::thaw();
     }
     section::lease();

@@ -29,10 +29,8 @@ mod tunables;
 mod wrappers;
 
 pub use lock::FutexLock;
-pub use port::{Linux, SYSTEM, boot, finish};
-pub use sites::{
-    CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, register_once, same_module, type_of,
-};
+pub use port::{Linux, MALLOC, SYSTEM, boot, finish};
+pub use sites::{CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, same_module, type_of};
 pub use tunables::{attribution, is_secure, misuse_goes_on};
 
 /// Text on standard error, past any stdio.

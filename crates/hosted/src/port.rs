@@ -3,8 +3,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use kern::malloc::Malloc;
 use kern::{Boot, ObjectLayout, System, TypeId};
-use platform::{Extent, Lock, MisuseReport, Platform, SlotTable};
+use platform::{Extent, Lock, MisuseReport, PageKind, Platform, SlotTable};
 
 use crate::lock::FutexLock;
 use crate::{fork, object, region, report, section, sys, tunables};
@@ -15,6 +16,9 @@ pub struct Linux;
 
 /// The allocator of this process.
 pub static SYSTEM: System<Linux> = System::new();
+
+/// malloc(9) of this process, over [`SYSTEM`].
+pub static MALLOC: Malloc<'static, Linux> = Malloc::new(&SYSTEM);
 
 // SAFETY: 1. see `section`. 2. and 3. fresh anonymous mappings; MADV_DONTNEED zeroes private pages.
 unsafe impl Platform for Linux {
@@ -81,6 +85,16 @@ unsafe impl Platform for Linux {
         MOVES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: 1. passed on.
         unsafe { sys::move_pages(from, to, bytes) }
+    }
+
+    unsafe fn set_page_kind(addr: usize, bytes: usize, kind: PageKind) -> bool {
+        // SAFETY: 1. passed on. Where neither was changed nothing splits, and the calls cost little.
+        if !unsafe { sys::protect(addr, bytes, kind.executable) } {
+            return false;
+        }
+        // A hint: pages of huge pages' file systems and the like are dumped.
+        sys::dump(addr, bytes, kind.dumped);
+        true
     }
 
     fn now_ns() -> u64 {
@@ -196,6 +210,8 @@ fn boot_locked() -> bool {
     let booted = unsafe { SYSTEM.boot(&boot) };
     if booted {
         tunables::write_controls(&SYSTEM.header().control);
+        MALLOC.apply_tunables(sys::physical_bytes(), &tunables::sizing());
+        SYSTEM.on_settings(|| MALLOC.obey_settings());
         fork::register();
     }
     booted

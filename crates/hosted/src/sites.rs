@@ -365,26 +365,6 @@ fn known_site(lib: u32, offset: u64) -> Option<u16> {
         .map(|id| id.index() as u16)
 }
 
-/// The type that a static object of the program stands for, registered under `name` at the first call. `word` is the object's
-/// own: 0 until then, afterwards the type's index. When the table of types is full it is the type of whatever found no
-/// row; `None` without memory for an allocator.
-#[cold]
-pub fn register_once(word: &AtomicU32, name: &[u8]) -> Option<TypeId> {
-    if !crate::port::boot() {
-        return None;
-    }
-    // One object, one row, whoever comes first; and not in the middle of a fork.
-    let sites = SITES.lock();
-    let known = word.load(Ordering::Relaxed);
-    if known != 0 {
-        return TypeId::new(known as usize);
-    }
-    let id = SYSTEM.register_type(type_kind::STATIC, NO_LIB, 0, name).unwrap_or(TypeId::OVERFLOW);
-    word.store(id.index() as u32, Ordering::Relaxed);
-    drop(sites);
-    Some(id)
-}
-
 /// A library may be about to go, named by the address of its dynamic section: forgets its addresses now, so that what
 /// another thread maps in its place meanwhile is not taken for it. If it stays after all it is found again.
 pub fn library_closing(dynamic: usize) {

@@ -8,6 +8,7 @@ mod nr {
     pub(super) const CLOSE: usize = 3;
     pub(super) const LSEEK: usize = 8;
     pub(super) const MMAP: usize = 9;
+    pub(super) const MPROTECT: usize = 10;
     pub(super) const MUNMAP: usize = 11;
     pub(super) const SCHED_YIELD: usize = 24;
     pub(super) const MREMAP: usize = 25;
@@ -15,6 +16,7 @@ mod nr {
     pub(super) const GETPID: usize = 39;
     pub(super) const KILL: usize = 62;
     pub(super) const FTRUNCATE: usize = 77;
+    pub(super) const SYSINFO: usize = 99;
     pub(super) const GETUID: usize = 102;
     pub(super) const GETPPID: usize = 110;
     pub(super) const FSTATFS: usize = 138;
@@ -39,6 +41,7 @@ mod nr {
     pub(super) const CLOSE: usize = 57;
     pub(super) const LSEEK: usize = 62;
     pub(super) const MMAP: usize = 222;
+    pub(super) const MPROTECT: usize = 226;
     pub(super) const MUNMAP: usize = 215;
     pub(super) const SCHED_YIELD: usize = 124;
     pub(super) const MREMAP: usize = 216;
@@ -46,6 +49,7 @@ mod nr {
     pub(super) const GETPID: usize = 172;
     pub(super) const KILL: usize = 129;
     pub(super) const FTRUNCATE: usize = 46;
+    pub(super) const SYSINFO: usize = 179;
     pub(super) const GETUID: usize = 174;
     pub(super) const GETPPID: usize = 173;
     pub(super) const FSTATFS: usize = 44;
@@ -168,6 +172,26 @@ pub(crate) unsafe fn discard(addr: usize, bytes: usize) -> bool {
     const MADV_DONTNEED: usize = 4;
     // SAFETY: 1.
     unsafe { call!(MADVISE, addr, bytes, MADV_DONTNEED) == 0 }
+}
+
+/// Makes pages executable, or makes them data again.
+///
+/// # Safety
+/// 1. The pages are the caller's.
+pub(crate) unsafe fn protect(addr: usize, bytes: usize, executable: bool) -> bool {
+    const PROT_EXEC: usize = 4;
+    let prot = PROT_READ_WRITE | if executable { PROT_EXEC } else { 0 };
+    // SAFETY: 1. they stay readable and writable.
+    unsafe { call!(MPROTECT, addr, bytes, prot) == 0 }
+}
+
+/// Leaves pages out of a core, or takes them in again.
+pub(crate) fn dump(addr: usize, bytes: usize, dumped: bool) -> bool {
+    const MADV_DONTDUMP: usize = 16;
+    const MADV_DODUMP: usize = 17;
+    let advice = if dumped { MADV_DODUMP } else { MADV_DONTDUMP };
+    // SAFETY: 1. changes what is in a core only.
+    unsafe { call!(MADVISE, addr, bytes, advice) == 0 }
 }
 
 /// A fork child finds these pages zeroed.
@@ -332,6 +356,26 @@ pub(crate) fn realtime_ns() -> u64 {
 
 pub(crate) fn monotonic_ns() -> u64 {
     clock_ns(1)
+}
+
+/// Memory of the machine, bytes; 0 where the system does not say.
+pub(crate) fn physical_bytes() -> u64 {
+    /// `struct sysinfo` of sysinfo(2), as far as it is of use.
+    #[repr(C)]
+    struct Info {
+        _uptime_and_loads: [u64; 4],
+        total: u64,
+        _free_shared_buffers_swaps: [u64; 5],
+        _processes: u64,
+        _high: [u64; 2],
+        unit_bytes: u32,
+        _room: [u8; 64],
+    }
+    // SAFETY: zeros are a valid one.
+    let mut info: Info = unsafe { core::mem::zeroed() };
+    // SAFETY: 1. the call writes one `struct sysinfo`, of 112 bytes.
+    let ret = unsafe { call!(SYSINFO, &raw mut info) };
+    if ret < 0 { 0 } else { info.total.saturating_mul(u64::from(info.unit_bytes.max(1))) }
 }
 
 /// Ends the process by SIGABRT, as abort(3) does, without its locks.

@@ -2,7 +2,7 @@
 //!
 //! An unknown name warns once with the nearest known one. Ignored in a process with raised rights (AT_SECURE).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use kern::text::Text;
 
@@ -13,7 +13,7 @@ struct Tunable {
     name: &'static [u8],
     /// Words and what they mean; empty for plain numbers.
     words: &'static [(&'static [u8], u32)],
-    value: AtomicU32,
+    value: AtomicU64,
 }
 
 const SWITCH: &[(&[u8], u32)] = &[(b"off", 0), (b"on", 1), (b"0", 0), (b"1", 1)];
@@ -25,24 +25,63 @@ static ATTRIBUTION: Tunable = Tunable {
         (b"library", abi::attribution::LIBRARY),
         (b"site", abi::attribution::SITE),
     ],
-    value: AtomicU32::new(abi::attribution::SITE),
+    value: AtomicU64::new(abi::attribution::SITE as u64),
 };
 static ON_MISUSE: Tunable =
-    Tunable { name: b"kern.malloc.on_misuse", words: &[(b"abort", 0), (b"report", 1)], value: AtomicU32::new(0) };
-static RSEQ: Tunable = Tunable { name: b"kern.malloc.rseq", words: SWITCH, value: AtomicU32::new(1) };
-static STRICT: Tunable = Tunable { name: b"kern.malloc.strict", words: SWITCH, value: AtomicU32::new(0) };
+    Tunable { name: b"kern.malloc.on_misuse", words: &[(b"abort", 0), (b"report", 1)], value: AtomicU64::new(0) };
+static RSEQ: Tunable = Tunable { name: b"kern.malloc.rseq", words: SWITCH, value: AtomicU64::new(1) };
+static STRICT: Tunable = Tunable { name: b"kern.malloc.strict", words: SWITCH, value: AtomicU64::new(0) };
 
 static DIRTY_KEEP: Tunable =
-    Tunable { name: b"vm.kmem_dirty_keep", words: &[], value: AtomicU32::new(abi::DIRTY_KEEP_PAGES as u32) };
+    Tunable { name: b"vm.kmem_dirty_keep", words: &[], value: AtomicU64::new(abi::DIRTY_KEEP_PAGES) };
 static BUCKET_MAX: Tunable =
-    Tunable { name: b"vm.uma_bucket_size_max", words: &[], value: AtomicU32::new(abi::BUCKET_SIZE_MAX as u32) };
+    Tunable { name: b"vm.uma_bucket_size_max", words: &[], value: AtomicU64::new(abi::BUCKET_SIZE_MAX) };
+
+static FAILURE_RATE: Tunable = Tunable { name: b"debug.malloc.failure_rate", words: &[], value: AtomicU64::new(0) };
+/// A value of the heap's size that was not given.
+const NOT_GIVEN: u64 = u64::MAX;
+static KMEM: [Tunable; 6] = {
+    const fn kmem(name: &'static [u8]) -> Tunable {
+        Tunable { name, words: &[], value: AtomicU64::new(NOT_GIVEN) }
+    }
+    [
+        kmem(b"vm.kmem_size"),
+        kmem(b"vm.kmem_size_min"),
+        kmem(b"vm.kmem_size_max"),
+        kmem(b"vm.kmem_size_scale"),
+        kmem(b"vm.kmem_reserve_pages"),
+        kmem(b"vm.kmem_soft_percent"),
+    ]
+};
 
 /// Each is in [`abi::sysctl::TABLE`], with its meaning.
-static ALL: [&Tunable; 6] = [&ATTRIBUTION, &ON_MISUSE, &RSEQ, &STRICT, &DIRTY_KEEP, &BUCKET_MAX];
+static ALL: [&Tunable; 13] = [
+    &ATTRIBUTION,
+    &ON_MISUSE,
+    &RSEQ,
+    &STRICT,
+    &DIRTY_KEEP,
+    &BUCKET_MAX,
+    &FAILURE_RATE,
+    &KMEM[0],
+    &KMEM[1],
+    &KMEM[2],
+    &KMEM[3],
+    &KMEM[4],
+    &KMEM[5],
+];
+
+/// How large the heap may become, as far as anybody said.
+pub(crate) fn sizing() -> kern::malloc::Tunables {
+    let [size, size_min, size_max, scale, reserve_pages, soft_percent] = [0, 1, 2, 3, 4, 5]
+        .map(|at: usize| Some(KMEM[at].value.load(Ordering::Relaxed)).filter(|&value| value != NOT_GIVEN));
+    kern::malloc::Tunables { size, size_min, size_max, scale, reserve_pages, soft_percent }
+}
 
 /// One of `abi::attribution`.
 pub fn attribution() -> u32 {
-    ATTRIBUTION.value.load(Ordering::Relaxed)
+    // One of the words'.
+    ATTRIBUTION.value.load(Ordering::Relaxed) as u32
 }
 
 /// Whether a misuse is only reported, and the program goes on. May be changed from outside.
@@ -57,10 +96,11 @@ pub fn misuse_goes_on() -> bool {
 
 /// Writes the control words that were set at start.
 pub(crate) fn write_controls(control: &abi::Control) {
-    let value = |tunable: &Tunable| u64::from(tunable.value.load(Ordering::Relaxed));
+    let value = |tunable: &Tunable| tunable.value.load(Ordering::Relaxed);
     control.misuse_goes_on.store(value(&ON_MISUSE), Ordering::Relaxed);
     control.dirty_keep_pages.store(value(&DIRTY_KEEP), Ordering::Relaxed);
     control.bucket_size_max.store(value(&BUCKET_MAX), Ordering::Relaxed);
+    control.failure_rate.store(value(&FAILURE_RATE), Ordering::Relaxed);
 }
 
 pub(crate) fn rseq_allowed() -> bool {
@@ -126,9 +166,35 @@ pub(crate) fn env(name: &[u8]) -> Option<&'static [u8]> {
 /// Reads the environment. Once, at boot.
 pub(crate) fn load() {
     let Some(text) = env(abi::TUNABLES_ENV.as_bytes()) else { return };
-    for setting in text.split(|&byte| byte == b',').filter(|setting| !setting.is_empty()) {
-        apply(setting);
+    let settings = || text.split(|&byte| byte == b',').filter(|setting| !setting.is_empty());
+    settings().filter(|setting| present_name(setting).is_none()).for_each(apply);
+    // Names of the past after those of the present, which win.
+    settings().for_each(apply_past);
+}
+
+/// What a tunable of an earlier system is called now.
+fn present_name(setting: &[u8]) -> Option<(&'static str, &'static str)> {
+    let name = setting.split(|&byte| byte == b'=').next()?;
+    kern::malloc::OLD_NAMES.into_iter().find(|(past, _)| past.as_bytes() == name)
+}
+
+fn apply_past(setting: &[u8]) {
+    let Some((past, present)) = present_name(setting) else { return };
+    let Some(tunable) = KMEM.iter().find(|tunable| tunable.name == present.as_bytes()) else { return };
+    let Some(value) = setting.get(past.len() + 1..) else {
+        return warn(&[b"tunable without a value: ", setting, b" (name=value)"]);
+    };
+    let unit: u64 = if past == "vm.nkmempages" { 4096 } else { 1 };
+    let (least, greatest) = bounds(tunable.name);
+    let Some(value) = number(value, (least.div_ceil(unit), greatest / unit)) else {
+        return warn_number(past.as_bytes(), value, (least.div_ceil(unit), greatest / unit));
+    };
+    let both = tunable.value.load(Ordering::Relaxed) != NOT_GIVEN;
+    let more: &[u8] = if both { b", which is set as well and wins" } else { b"" };
+    if !both {
+        tunable.value.store(value * unit, Ordering::Relaxed);
     }
+    say(&[b"tunable ", past.as_bytes(), b" is now called ", present.as_bytes(), more]);
 }
 
 fn apply(setting: &[u8]) {
@@ -143,17 +209,12 @@ fn apply(setting: &[u8]) {
     if tunable.words.is_empty() {
         match number(value, bounds(name)) {
             Some(value) => tunable.value.store(value, Ordering::Relaxed),
-            None => {
-                let mut range = Text::<64>::new();
-                let (least, greatest) = bounds(name);
-                range.push_number(least).push(b" to ").push_number(greatest);
-                warn(&[b"bad value ", value, b" for ", name, b"; it is a number, ", range.as_bytes()]);
-            }
+            None => warn_number(name, value, bounds(name)),
         }
         return;
     }
     match tunable.words.iter().find(|(word, _)| *word == value) {
-        Some((_, meaning)) => tunable.value.store(*meaning, Ordering::Relaxed),
+        Some((_, meaning)) => tunable.value.store(u64::from(*meaning), Ordering::Relaxed),
         None => {
             let mut known = Text::<256>::new();
             for (word, _) in tunable.words {
@@ -164,15 +225,21 @@ fn apply(setting: &[u8]) {
     }
 }
 
-/// What a number's table entry allows, as far as there is room for it here.
+fn warn_number(name: &[u8], value: &[u8], (least, greatest): (u64, u64)) {
+    let mut range = Text::<64>::new();
+    range.push_number(least).push(b" to ").push_number(greatest);
+    warn(&[b"bad value ", value, b" for ", name, b"; it is a number, ", range.as_bytes()]);
+}
+
+/// What a number's table entry allows.
 fn bounds(name: &[u8]) -> (u64, u64) {
     match abi::sysctl::TABLE.iter().find(|entry| entry.name.as_bytes() == name).map(|entry| entry.place) {
-        Some(abi::sysctl::Place::Control(_, least, greatest)) => (least, greatest.min(u32::MAX.into())),
+        Some(abi::sysctl::Place::Control(_, least, greatest)) => (least, greatest),
         _ => (0, u32::MAX.into()),
     }
 }
 
-fn number(text: &[u8], (least, greatest): (u64, u64)) -> Option<u32> {
+fn number(text: &[u8], (least, greatest): (u64, u64)) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
@@ -180,10 +247,18 @@ fn number(text: &[u8], (least, greatest): (u64, u64)) -> Option<u32> {
         let digit = digit.checked_sub(b'0').filter(|&digit| digit < 10)?;
         sum.checked_mul(10)?.checked_add(digit.into())
     })?;
-    (least..=greatest).contains(&value).then_some(value as u32)
+    (least..=greatest).contains(&value).then_some(value)
 }
 
+/// Says it, and ends the program if it is to be held to its tunables.
 fn warn(parts: &[&[u8]]) {
+    say(parts);
+    if STRICT.value.load(Ordering::Relaxed) == 1 {
+        sys::abort();
+    }
+}
+
+fn say(parts: &[&[u8]]) {
     let mut text = Text::<512>::new();
     text.push(b"kernmalloc: ");
     for part in parts {
@@ -191,9 +266,6 @@ fn warn(parts: &[&[u8]]) {
     }
     text.push(b"\n");
     sys::write(2, text.as_bytes());
-    if STRICT.value.load(Ordering::Relaxed) == 1 {
-        sys::abort();
-    }
 }
 
 /// How many bytes differ: edits of two texts of at most 63 bytes (Wagner and Fischer 1974).

@@ -594,3 +594,42 @@ fn contig_threads_never_share_a_frame() {
     assert!(!test.frames.picture().contains('H'));
     assert_eq!((test.pages_counted(), contig.counts().pages_in_use), (0, 0));
 }
+
+/// Each slab of such a zone is one run of frames, from where the supply says.
+#[test]
+fn contig_zones_have_slabs_in_one_piece() {
+    use kern::contig::ContigSupply;
+    use kern::zone::{Flags, How, ZoneConfig, ZoneError};
+
+    let test = Test::new(&".#..".repeat(64));
+    let world: &'static World = Box::leak(Box::new(test.world.clone()));
+    let contig: &'static Contig<'static, Fake, FakeFrames> =
+        Box::leak(Box::new(Contig::new(&world.system, test.frames)));
+    let id = test.id();
+    test.on(|| {
+        let config = ZoneConfig { flags: Flags::CONTIG, ..ZoneConfig::new("descriptors", 1500, 8) };
+        // Without a supply a slab is a page, and what is larger is refused.
+        let plain = world.system.zcreate(&config).unwrap();
+        assert_eq!(plain.alloc(How::NOWAIT).map(|_| plain.stats().pages), Ok(1));
+        let large = ZoneConfig { item_bytes: 2 * FRAME, ..config };
+        assert_eq!(world.system.zcreate(&large), Err(ZoneError::Contig(2 * FRAME)));
+        let supply: &'static _ = Box::leak(Box::new(ContigSupply::new(contig, id).within(at(100), at(200), 0)));
+        let zone = world.system.zcreate(&ZoneConfig { supply: Some(supply.supply()), ..large }).unwrap();
+        let items: Vec<_> = std::iter::from_fn(|| zone.alloc(How::NOWAIT).ok()).collect();
+        assert!(items.len() >= 20, "{} items", items.len());
+        for item in &items {
+            let addr = item.as_ptr() as usize;
+            let [first, last] = [addr, addr + 2 * FRAME - 1].map(|addr| contig.physical(addr).unwrap().0);
+            assert_eq!(last - first, 2 * FRAME as u64 - 1, "an item in two pieces");
+            assert!(first >= at(100).0 && last <= at(200).0);
+        }
+        assert_eq!(test.pages_counted(), zone.stats().pages);
+        for item in items {
+            // SAFETY: 1. and 2. items of the zone.
+            unsafe { zone.free(item.as_ptr()) };
+        }
+        // SAFETY: 1. forgotten.
+        unsafe { zone.destroy().unwrap() };
+        assert_eq!((contig.counts().pages_in_use, test.pages_counted()), (0, 0));
+    });
+}

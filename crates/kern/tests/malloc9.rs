@@ -590,7 +590,7 @@ fn pages_of_a_kind_are_made_so_and_ordinary_again_at_free() {
             }
             assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)), "{bytes}");
         }
-        // A port that cannot, and a machine that has no memory for the list's record.
+        // A port that cannot.
         machine.fail_every(Call::SetPageKind, 1);
         let failures = world.failures(ty.id().unwrap());
         assert!(malloc.malloc_exec(ty, 100, NoWait, Flags::NONE).is_none());
@@ -600,5 +600,59 @@ fn pages_of_a_kind_are_made_so_and_ordinary_again_at_free() {
         assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)));
         assert_eq!(world.totals(kern::TypeId::MALLOC).in_use(), 0);
         assert!(machine.take_reports().is_empty());
+    });
+}
+
+/// Whoever frees such a block, or resizes it, need not know what it is.
+#[test]
+fn a_block_of_special_pages_goes_back_by_any_free() {
+    use platform::PageKind;
+
+    with_malloc(2, |world, malloc| {
+        let (ty, machine, system) = (new_type("special"), &world.machine, &world.system);
+        let id = system.register_type(abi::type_kind::STATIC, abi::NO_LIB, 0, b"other").unwrap();
+        let kind = PageKind { executable: true, dumped: false };
+        let block = malloc.malloc(ty, 3 * PAGE, NoWait, Flags::EXEC | Flags::NODUMP).unwrap().as_ptr();
+        assert_eq!((system.special_kind(block), machine.page_kind(block as usize + 2 * PAGE)), (Some(kind), kind));
+        let info = system.lookup(block as usize + 2 * PAGE + 5).unwrap();
+        assert_eq!(
+            (info.addr, info.bytes, info.live, info.is_run),
+            (block as usize, system.usable_bytes(block), true, true)
+        );
+        // SAFETY: blocks of the test; pointers into them are reported and left alone.
+        unsafe {
+            block.write(0xc3);
+            let larger = system.realloc(block, 9 * PAGE, id, 1);
+            assert_eq!((larger.read(), system.special_kind(larger)), (0xc3, Some(kind)));
+            assert_eq!((in_use(world, ty), world.totals(id).in_use()), ((0, 0), 1));
+            system.free(larger.add(PAGE), 1);
+            system.free(larger.add(16), 1);
+            assert_eq!(
+                machine.take_reports().iter().map(|report| report.what).collect::<Vec<_>>(),
+                [platform::Misuse::UnalignedFree, platform::Misuse::UnalignedFree,]
+            );
+            system.free(larger, 1);
+            assert_eq!((machine.special_pages(), world.totals(id).in_use()), (0, 0));
+            system.free(larger, 1);
+            assert_eq!(machine.take_reports()[0].what, platform::Misuse::DuplicateFree);
+        }
+        // What comes there next is ordinary.
+        let again: Vec<_> =
+            (0..20).map(|_| malloc.malloc(ty, 9 * PAGE, NoWait, Flags::NONE).unwrap().as_ptr()).collect();
+        assert!(again.iter().all(|&block| system.special_kind(block).is_none()));
+        assert!(!again.iter().any(|&block| machine.page_kind(block as usize).executable));
+        // An ordinary block of pages can be made special; an item cannot.
+        // SAFETY: 1. blocks of the test.
+        unsafe {
+            assert!(system.make_special(again[0], kind));
+            assert!(!system.make_special(again[0], kind), "twice");
+            assert!(!system.make_special(again[1].add(16), kind));
+            let item = system.alloc(100, id);
+            assert!(!system.make_special(item, kind));
+            system.free(item, 1);
+            again.into_iter().for_each(|block| system.free(block, 1));
+        }
+        assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)));
+        world.system.validate().unwrap();
     });
 }

@@ -355,6 +355,50 @@ fn a_reserve_is_for_those_who_may() {
 }
 
 #[test]
+fn water_marks_say_how_much_stays_free() {
+    on(1, 1, |world| {
+        let zone = world.system.zcreate(&ZoneConfig { flags: Flags::NOBUCKET, ..ZoneConfig::new("marks", 1000, 8) });
+        let zone = zone.unwrap();
+        let per_slab = zone.stats().per_slab;
+        let round = |items: usize| {
+            let taken: Vec<_> = (0..items).map(|_| take(&zone)).collect();
+            taken.into_iter().for_each(|item| give(&zone, item));
+        };
+        // As a zone is: one idle slab stays.
+        round(20 * per_slab);
+        assert_eq!(zone.stats().slabs, 1);
+        // High: slabs for so many stay, and go when the mark falls.
+        zone.set_high_water(5 * per_slab - 1);
+        round(20 * per_slab);
+        assert_eq!(zone.stats().slabs, 5);
+        zone.set_high_water(2 * per_slab);
+        assert_eq!(zone.stats().slabs, 2);
+        zone.set_high_water(0);
+        assert_eq!(zone.stats().slabs, 0);
+        // Low: so many are free at once and always, whatever is taken and given back.
+        let low = 3 * per_slab;
+        zone.set_low_water(low).unwrap();
+        assert_eq!(zone.stats().slab_free, low);
+        let held: Vec<_> = (0..per_slab + 1).map(|_| take(&zone)).collect();
+        assert!(zone.stats().slab_free >= low, "{:?}", zone.stats());
+        held.into_iter().for_each(|item| give(&zone, item));
+        zone.reclaim(Reclaim::DrainCpu);
+        assert_eq!(zone.stats().slab_free, low);
+        // They are for anybody, also when the machine has no more.
+        world.machine.fail_every(platform::fake::Call::ExtendHeap, 1);
+        while world.system.alloc_aligned(PAGE, PAGE, world.types[1]) != std::ptr::null_mut() {}
+        let last: Vec<_> = std::iter::from_fn(|| zone.alloc(How::NOWAIT).ok()).map(std::ptr::NonNull::as_ptr).collect();
+        assert!(last.len() >= low && zone.set_low_water(low).is_err(), "{}", last.len());
+        last.into_iter().for_each(|item| give(&zone, item));
+        world.machine.heal();
+        zone.set_low_water(0).unwrap();
+        zone.reclaim(Reclaim::DrainCpu);
+        assert_eq!(zone.stats().slabs, 0);
+        destroy(zone);
+    });
+}
+
+#[test]
 fn preallocated_items_need_no_memory() {
     on(2, 2, |world| {
         let zone = world.system.zcreate(&ZoneConfig::new("prealloc", 3000, 8)).unwrap();
@@ -679,6 +723,26 @@ fn zones_are_seen_in_the_statistics_object() {
             give(&zone, item);
             destroy(zone);
         }
+    });
+}
+
+#[test]
+fn slabs_that_are_no_part_of_a_core() {
+    on(1, 1, |world| {
+        let config = ZoneConfig { flags: Flags::NODUMP, ..ZoneConfig::new("secrets", 3000, 8) };
+        let zone = world.system.zcreate(&config).unwrap();
+        let items: Vec<_> = (0..100).map(|_| take(&zone)).collect();
+        assert!(items.iter().all(|&item| !world.machine.page_kind(item as usize).dumped));
+        assert_eq!(world.machine.special_pages(), zone.stats().pages);
+        items.into_iter().for_each(|item| give(&zone, item));
+        // Pages that go back are dumped again, whoever gets them.
+        destroy(zone);
+        assert_eq!(world.machine.special_pages(), 0);
+        // A hint: a port that cannot says so, and the zone is one.
+        world.machine.fail_every(platform::fake::Call::SetPageKind, 1);
+        let zone = world.system.zcreate(&config).unwrap();
+        give(&zone, take(&zone));
+        destroy(zone);
     });
 }
 

@@ -8,7 +8,7 @@ use core::alloc::{AllocError, Allocator};
 #[cfg(any(feature = "allocator-api2", feature = "nightly"))]
 mod implementation {
     use super::{AllocError, Allocator};
-    use crate::{MallocType, global};
+    use crate::MallocType;
     use core::alloc::Layout;
     use core::ptr::NonNull;
     use hosted::SYSTEM;
@@ -26,15 +26,15 @@ mod implementation {
     impl MallocType {
         /// # Safety
         /// 1. As for [`Allocator::grow`] and [`Allocator::shrink`].
-        unsafe fn resize(
+        unsafe fn resize_block(
             &'static self,
             old: NonNull<u8>,
             old_layout: Layout,
             layout: Layout,
         ) -> Result<NonNull<[u8]>, AllocError> {
-            let id = self.id().ok_or(AllocError)?;
             // SAFETY: 1.; a layout of no bytes has no block, and the callers have seen to those.
-            let new = unsafe { global::resize_as(old.as_ptr(), old_layout.size(), layout.size(), layout.align(), id) };
+            let new =
+                unsafe { MallocType::resize(self, old.as_ptr(), old_layout.size(), layout.size(), layout.align()) };
             block(new, layout.size())
         }
     }
@@ -74,7 +74,7 @@ mod implementation {
                 return self.allocate(layout);
             }
             // SAFETY: 1. the caller's contract.
-            unsafe { self.resize(old, old_layout, layout) }
+            unsafe { self.resize_block(old, old_layout, layout) }
         }
 
         unsafe fn grow_zeroed(
@@ -88,7 +88,7 @@ mod implementation {
             }
             // SAFETY: 1. the caller's contract; the new block has room for both.
             unsafe {
-                let new = self.resize(old, old_layout, layout)?;
+                let new = self.resize_block(old, old_layout, layout)?;
                 let tail = new.cast::<u8>().add(old_layout.size());
                 tail.write_bytes(0, layout.size() - old_layout.size());
                 Ok(new)
@@ -107,7 +107,7 @@ mod implementation {
                 return Ok(nothing(layout));
             }
             // SAFETY: 1. the caller's contract.
-            unsafe { self.resize(old, old_layout, layout) }
+            unsafe { self.resize_block(old, old_layout, layout) }
         }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) unsafe fn resize_as(block: *mut u8, old_bytes: usize, bytes: usize, a
 
 /// Whether `realloc` to this size leaves the block where it is: it fits, and is more than half used. (An item never
 /// becomes a run, or a run an item.)
-fn stays(block: *mut u8, bytes: usize) -> bool {
+pub(crate) fn stays(block: *mut u8, bytes: usize) -> bool {
     SYSTEM
         .lookup(block as usize)
         .is_some_and(|info| bytes <= info.bytes && bytes > info.bytes / 2 && info.is_run == (bytes > SLAB_MAX_BYTES))

@@ -67,6 +67,7 @@
 
 mod allocator;
 mod global;
+pub mod malloc9;
 mod malloc_type;
 mod scope;
 mod stats;
@@ -78,4 +79,4 @@ pub use malloc_type::{
 };
 pub use scope::{InScope, Scope};
 pub use stats::{Kind, Stats, TypeStats, find, stats};
-pub use zone::{Fail, How, Wait, Zone, ZoneBox, ZoneError, zone};
+pub use zone::{Fail, How, Wait, Zone, ZoneBox, ZoneError, trim, zone};

@@ -1,14 +1,15 @@
 //! Malloc types of a program's own.
 //!
-//! A type is a static object. It is registered, that is given a row of the statistics, when it is first used; from then on
-//! its word holds the row's index, and using it is one load of that word.
+//! A type is a static object around one of the core's. It is registered, that is given a row of the statistics, when it is first used; from
+//! then on a word of it holds the row's index, and using it is one load of that word. The word is 0 again while there is something special
+//! about the type, a limit for instance: then requests go through the core's malloc(9), which looks.
 
 use core::alloc::Layout;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 
-use hosted::{Linux, SYSTEM};
+use hosted::{Linux, MALLOC, SYSTEM};
 use kern::class::{RUN_MAX_BYTES, class_bytes, class_of};
+use kern::malloc::{Flags, NoWait, Wait};
 use kern::{System, TypeId};
 
 use crate::global;
@@ -36,6 +37,8 @@ pub const NAME_MAX_BYTES: usize = 31;
 /// kernmalloc::malloc_define!(M_LONG, "a short description of 32 bytes!", "one byte too many");
 /// ```
 ///
+/// A fourth argument is a [limit](MallocType::set_limit) in bytes.
+///
 /// Two types may have the same short description, as in malloc(9): they are two rows of that name, and
 /// [`find`](crate::find) gives the one that was used first.
 #[doc(alias = "MALLOC_DEFINE")]
@@ -46,16 +49,18 @@ macro_rules! malloc_define {
         #[doc = $long]
         $visibility static $name: $crate::MallocType = $crate::MallocType::new($short, $long);
     };
+    ($(#[$attribute:meta])* $visibility:vis $name:ident, $short:expr, $long:literal, $limit:expr $(,)?) => {
+        $(#[$attribute])*
+        #[doc = $long]
+        $visibility static $name: $crate::MallocType = $crate::MallocType::with_limit($short, $long, $limit);
+    };
 }
 
 /// A malloc type: who is to be shown as the owner of a block. Made by [`malloc_define!`](crate::malloc_define).
 ///
-/// Nothing here sleeps. Registration, at the first use, takes a lock.
+/// Nothing here sleeps but what says so. Registration, at the first use, takes a lock.
 pub struct MallocType {
-    name: &'static str,
-    description: &'static str,
-    /// Index of the row, 0 until the first use. (0 is the row of "malloc", which is nobody's own.)
-    index: AtomicU32,
+    core: kern::malloc::MallocType,
 }
 
 impl MallocType {
@@ -65,8 +70,17 @@ impl MallocType {
     /// `name` is not of 1 to [`NAME_MAX_BYTES`] bytes, or has a NUL or a line's end in it: in a constant, an error of the compiler.
     #[must_use]
     pub const fn new(name: &'static str, description: &'static str) -> Self {
+        Self::with_limit(name, description, 0)
+    }
+
+    /// A type with a limit from the start, see [`set_limit`](Self::set_limit).
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub const fn with_limit(name: &'static str, description: &'static str, limit_bytes: usize) -> Self {
         match check(name) {
-            Ok(()) => Self { name, description, index: AtomicU32::new(0) },
+            Ok(()) => Self { core: kern::malloc::MallocType::with_limit(name, description, limit_bytes) },
             Err(RegisterError::NameEmpty) => panic!("a malloc type's short description is empty"),
             Err(RegisterError::NameTooLong(_)) => panic!("a malloc type's short description has more than 31 bytes"),
             Err(_) => panic!("a malloc type's short description has a control character in it"),
@@ -76,65 +90,158 @@ impl MallocType {
     /// The short description, as `vmstat -m` shows it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        self.name
+        self.core.name()
     }
 
     /// The long description.
     #[must_use]
     pub const fn description(&self) -> &'static str {
-        self.description
+        self.core.description()
     }
 
     /// The index of the row, for as long as the program runs. Registers the type at the first call. `None` when the system
     /// gives no memory for an allocator; the next call tries again.
     #[inline(always)]
     pub(crate) fn id(&'static self) -> Option<TypeId> {
-        match self.index.load(Ordering::Relaxed) {
-            0 => hosted::register_once(&self.index, self.name.as_bytes()),
-            // Stored by `register_once`, and so in range.
-            index => TypeId::new(index as usize),
+        match self.core.ordinary_id() {
+            None => self.id_cold(),
+            id => id,
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn id_cold(&'static self) -> Option<TypeId> {
+        hosted::boot().then(|| MALLOC.type_id(&self.core))
     }
 
     /// The row, if the type has one yet.
-    #[inline(always)]
-    pub(crate) fn known_id(&self) -> Option<TypeId> {
-        match self.index.load(Ordering::Relaxed) {
-            0 => None,
-            index => TypeId::new(index as usize),
-        }
+    fn known_id(&self) -> Option<TypeId> {
+        self.core.id().or_else(|| self.core.ordinary_id())
     }
 
     /// A block of this type, aligned as `layout` says, its contents undefined; null when there is no memory. A layout of no
-    /// bytes gets a block of the smallest size. Never sleeps. malloc(9) with `M_NOWAIT`.
+    /// bytes gets a block of the smallest size. Never sleeps. Null also when the type is at its limit. malloc(9) with `M_NOWAIT`.
     ///
     /// Give it back with [`free`].
     #[must_use]
     #[inline]
     pub fn malloc(&'static self, layout: Layout) -> *mut u8 {
-        match self.known_id() {
+        match self.core.ordinary_id() {
             Some(id) => global::alloc_as(layout, id),
-            None => self.malloc_first(layout),
+            None => self.malloc_cold(layout, Flags::NONE),
         }
     }
 
-    /// The first block: registers the type.
+    /// The first block, which registers the type; and the blocks of one that is not ordinary.
     #[cold]
     #[inline(never)]
-    fn malloc_first(&'static self, layout: Layout) -> *mut u8 {
-        match self.id() {
-            Some(id) => global::alloc_as(layout, id),
-            None => core::ptr::null_mut(),
-        }
+    fn malloc_cold(&'static self, layout: Layout, flags: Flags) -> *mut u8 {
+        self.malloc_flags(layout, NoWait, flags).map_or(core::ptr::null_mut(), core::ptr::NonNull::as_ptr)
     }
 
     /// The same, zeroed. malloc(9) with `M_NOWAIT | M_ZERO`.
     #[must_use]
     pub fn malloc_zeroed(&'static self, layout: Layout) -> *mut u8 {
-        match self.id() {
+        match self.core.ordinary_id() {
             Some(id) => global::alloc_zeroed_as(layout, id),
-            None => core::ptr::null_mut(),
+            None => self.malloc_cold(layout, Flags::ZERO),
         }
+    }
+
+    /// A block with all that malloc(9) has: what may wait is a type ([`WaitOk`](crate::malloc9::WaitOk) gives the block itself), the rest are
+    /// [`Flags`](crate::malloc9::Flags). *May sleep* with `WaitOk` and `CanFail`: while the type is at its limit, first come, first served,
+    /// and while there is no memory (`vm.kmem_size`), until somebody frees. malloc(9).
+    ///
+    /// ```
+    /// use core::alloc::Layout;
+    /// use kernmalloc::malloc9::{Flags, WaitOk};
+    /// kernmalloc::malloc_define!(M_JOB, "job", "jobs that wait to be run", 1 << 20);
+    /// let block = M_JOB.malloc_flags(Layout::new::<[u8; 200]>(), WaitOk, Flags::ZERO);
+    /// // SAFETY: just allocated.
+    /// unsafe { kernmalloc::free(block.as_ptr()) };
+    /// ```
+    ///
+    /// # Panics
+    /// With `WaitOk`, for a request that could never be met.
+    pub fn malloc_flags<W: Wait>(&'static self, layout: Layout, wait: W, flags: Flags) -> W::Block {
+        if !hosted::boot() {
+            return W::block(None);
+        }
+        MALLOC.malloc_aligned(&self.core, layout.size(), layout.align(), wait, flags)
+    }
+
+    /// Sets the type's limit in bytes, 0 for none. A type gets memory while it has less than its limit in use; a request by name then fails
+    /// or, if it may, sleeps until a free has brought the type below. `kernmalloc sysctl kern.malloc_stats.NAME.limit=` does the same from
+    /// outside.
+    ///
+    /// A limit is for requests that can be told no: [`malloc`](Self::malloc), [`malloc_flags`](Self::malloc_flags) and containers that were
+    /// given the type for an allocator. What the global allocator serves in a [`scope`](Self::scope) counts, and is never refused: a
+    /// program does not survive that. Takes a lock; never sleeps. malloc_type_setlimit(9).
+    ///
+    /// ```
+    /// use core::alloc::Layout;
+    /// kernmalloc::malloc_define!(M_BOUNDED, "bounded", "never more than two");
+    /// M_BOUNDED.set_limit(2000);
+    /// let layout = Layout::new::<[u8; 1000]>();
+    /// let blocks = [(); 3].map(|()| M_BOUNDED.malloc(layout));
+    /// assert_eq!(blocks.map(|block| block.is_null()), [false, false, true]);
+    /// assert_eq!((M_BOUNDED.stats().failures, M_BOUNDED.limit()), (1, 2000));
+    /// # for block in blocks { unsafe { kernmalloc::free(block) } }
+    /// ```
+    #[doc(alias = "malloc_type_setlimit")]
+    pub fn set_limit(&'static self, limit_bytes: usize) {
+        if hosted::boot() {
+            MALLOC.set_limit(&self.core, limit_bytes);
+        }
+    }
+
+    /// The limit in bytes; 0 for none.
+    #[must_use]
+    pub fn limit(&'static self) -> usize {
+        usize::try_from(self.stats().limit_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// A block at another size, as [`realloc`] says.
+    ///
+    /// # Safety
+    /// 1. As for [`global::resize_as`].
+    pub(crate) unsafe fn resize(
+        &'static self,
+        block: *mut u8,
+        old_bytes: usize,
+        bytes: usize,
+        align: usize,
+    ) -> *mut u8 {
+        match self.core.ordinary_id() {
+            // SAFETY: 1.
+            Some(id) => unsafe { global::resize_as(block, old_bytes, bytes, align, id) },
+            // SAFETY: 1.
+            None => unsafe { self.resize_cold(block, old_bytes, bytes, align) },
+        }
+    }
+
+    /// # Safety
+    /// 1. As for [`global::resize_as`].
+    #[cold]
+    unsafe fn resize_cold(&'static self, block: *mut u8, old_bytes: usize, bytes: usize, align: usize) -> *mut u8 {
+        let (Some(id), Ok(layout)) = (self.id(), Layout::from_size_align(bytes, align)) else {
+            return core::ptr::null_mut();
+        };
+        if (block as usize).is_multiple_of(align) && global::stays(block, bytes) {
+            // SAFETY: 1.
+            return unsafe { SYSTEM.realloc(block, bytes, id, 0) };
+        }
+        // The limit is to be asked.
+        let new = self.malloc(layout);
+        if !new.is_null() {
+            // SAFETY: both hold that many bytes; the new one is fresh; 1.
+            unsafe {
+                core::ptr::copy_nonoverlapping(block, new, old_bytes.min(bytes));
+                SYSTEM.free(block, 0);
+            }
+        }
+        new
     }
 
     /// Runs `work`; what the global allocator ([`KernMalloc`](crate::KernMalloc)) serves to this thread meanwhile is of this
@@ -180,13 +287,13 @@ impl MallocType {
     /// The type's figures now; all zero before its first use.
     #[must_use]
     pub fn stats(&self) -> TypeStats {
-        self.known_id().map_or_else(|| TypeStats::unused(self.name), TypeStats::of)
+        self.known_id().map_or_else(|| TypeStats::unused(self.name()), TypeStats::of)
     }
 }
 
 impl fmt::Debug for MallocType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MallocType").field("name", &self.name).field("description", &self.description).finish()
+        f.debug_struct("MallocType").field("name", &self.name()).field("description", &self.description()).finish()
     }
 }
 
@@ -264,7 +371,7 @@ pub fn register_type(name: &str) -> Result<&'static MallocType, RegisterError> {
         let name = Box::leak(Box::<str>::from(name));
         (&*name, Box::new(MallocType::new(name, "")))
     });
-    debug_assert_eq!(made.name, name);
+    debug_assert_eq!(made.name(), name);
     let made: &'static MallocType = Box::leak(made);
     match made.id() {
         None => Err(RegisterError::NoMemory),
@@ -286,11 +393,8 @@ pub fn malloc(layout: Layout, owner: &'static MallocType) -> *mut u8 {
 /// 1. `block` came from this allocator with `layout`'s alignment and at least its size, and belongs to the caller.
 #[must_use]
 pub unsafe fn realloc(block: *mut u8, layout: Layout, bytes: usize, owner: &'static MallocType) -> *mut u8 {
-    match owner.id() {
-        // SAFETY: 1.
-        Some(id) => unsafe { global::resize_as(block, layout.size(), bytes, layout.align(), id) },
-        None => core::ptr::null_mut(),
-    }
+    // SAFETY: 1.
+    unsafe { owner.resize(block, layout.size(), bytes, layout.align()) }
 }
 
 /// Gives a block back, whatever its type; null is nothing. Never sleeps. free(9).
@@ -330,6 +434,7 @@ pub fn malloc_usable_size(block: *const u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
     fn names_have_bounds() {

@@ -297,6 +297,9 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
                 let mut kind = page::kind(word);
                 if kind == page::LARGE || kind == page::CACHED_RUN {
                     run = (kind, index + page::run_pages(word) as u64);
+                } else if kind == page::SPECIAL_RUN {
+                    kind = page::LARGE;
+                    run = (kind, index + page::any_run_pages(word) as u64);
                 } else if kind == page::LARGE_TAIL && index < run.1 {
                     kind = run.0;
                 }

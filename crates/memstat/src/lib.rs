@@ -37,6 +37,7 @@ pub use object::Object;
 pub use process::{is_alive, process_name};
 pub use programs::{Found, clean_directory, find_programs, objects_in};
 pub use snapshot::{
-    Attribution, Heap, Library, LibraryTotals, MallocType, Program, Snapshot, TypeKind, Zone, size_of_bit, sizes,
+    Attribution, Heap, Library, LibraryTotals, MallocType, Program, Snapshot, TypeKind, Zone, ZoneDomain, size_of_bit,
+    sizes,
 };
 pub use sysctl::{Setting, Value};

@@ -13,7 +13,7 @@ use abi::{
 use crate::error::{Error, Result};
 use crate::map::Map;
 use crate::process::{self, Mapping};
-use crate::snapshot::{Attribution, Heap, Library, MallocType, Program, Snapshot, TypeKind, Zone};
+use crate::snapshot::{Attribution, Heap, Library, MallocType, Program, Snapshot, TypeKind, Zone, ZoneDomain};
 
 /// Offset in the object of a header's field, possibly of a field inside it.
 macro_rules! at {
@@ -176,6 +176,12 @@ impl Object {
     }
 
     /// Offset in the object of a zone's record.
+    /// Where the record of a type is.
+    pub(crate) fn type_offset(&self, index: u64) -> Result<u64> {
+        self.with_header(|header| Layout::read(header)?.types.at(index, 0, size_of::<TypeRecord>() as u64))
+    }
+
+    /// Where the record of a zone is.
     pub(crate) fn zone_offset(&self, index: u64) -> Result<u64> {
         self.with_header(|header| Layout::read(header)?.zones.at(index, 0, size_of::<ZoneRecord>() as u64))
     }
@@ -524,7 +530,49 @@ fn read_zone(older: &Map, newer: &Map, layout: &Layout, index: u64) -> Result<Op
         slabs_high_water: word(offset_of!(ZoneRecord, slabs_high_water))?.max(slabs),
         slabs_idle: word(offset_of!(ZoneRecord, slabs_idle))?,
         sleepers: word(offset_of!(ZoneRecord, sleepers))?,
+        index,
+        limit_items: word(offset_of!(ZoneRecord, limit_items))?,
+        bucket_max: word(offset_of!(ZoneRecord, bucket_max))?,
+        reserve: word(offset_of!(ZoneRecord, reserve))?,
+        stride_bytes: match half(offset_of!(ZoneRecord, stride_bytes))? {
+            0 => half(offset_of!(ZoneRecord, item_bytes))?,
+            stride => stride,
+        },
+        align: half(offset_of!(ZoneRecord, align))?,
+        keg: half(offset_of!(ZoneRecord, keg))?.checked_sub(1),
+        domains: read_domains(newer, at, slabs)?,
     }))
+}
+
+/// What a zone has in each domain. The zones of malloc's size classes have one, whose figures are the zone's.
+fn read_domains(map: &Map, zone_at: u64, slabs: u64) -> Result<Vec<ZoneDomain>> {
+    let what = "zone";
+    let field = |offset: usize| map.u64(what, zone_at + offset as u64);
+    let count = map.u32(what, zone_at + offset_of!(ZoneRecord, domains) as u64)?;
+    if count == 0 {
+        let depot = field(offset_of!(ZoneRecord, depot))?;
+        return Ok(vec![ZoneDomain {
+            depot,
+            slabs,
+            free_items: field(offset_of!(ZoneRecord, slab_free))?,
+            free_slabs: field(offset_of!(ZoneRecord, slabs_idle))?,
+            ..ZoneDomain::default()
+        }]);
+    }
+    let read = |domain: usize| {
+        let base = offset_of!(ZoneRecord, by_domain) + domain * size_of::<abi::ZoneDomain>();
+        let word = |offset: usize| field(base + offset);
+        Ok(ZoneDomain {
+            depot: word(offset_of!(abi::ZoneDomain, depot))?,
+            most: word(offset_of!(abi::ZoneDomain, most))?,
+            least: word(offset_of!(abi::ZoneDomain, least))?,
+            working_set: word(offset_of!(abi::ZoneDomain, working_set))?,
+            slabs: word(offset_of!(abi::ZoneDomain, slabs))?,
+            free_items: word(offset_of!(abi::ZoneDomain, free_items))?,
+            free_slabs: word(offset_of!(abi::ZoneDomain, free_slabs))?,
+        })
+    };
+    (0..(count as usize).min(abi::ZONE_DOMAINS)).map(read).collect()
 }
 
 /// Replaces the zones' figures by those of the live per-CPU caches.

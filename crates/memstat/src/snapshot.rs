@@ -340,6 +340,41 @@ pub struct Zone {
     pub slabs_idle: u64,
     /// Requests that are asleep.
     pub sleepers: u64,
+    /// Index of its record.
+    pub index: u64,
+    /// Items that count towards the limit.
+    pub limit_items: u64,
+    /// Most items in all buckets, 0 for no bound.
+    pub bucket_max: u64,
+    /// Items of each domain that only requests with `M_USE_RESERVE` get.
+    pub reserve: u64,
+    /// From item to item in a slab, bytes.
+    pub stride_bytes: u64,
+    /// Alignment of every item, bytes; 0 where the record does not say.
+    pub align: u64,
+    /// Index of the record of the zone whose slabs the items come from, if it is another.
+    pub keg: Option<u64>,
+    /// What it has in each NUMA domain.
+    pub domains: Vec<ZoneDomain>,
+}
+
+/// What a zone has in a NUMA domain. Counts are items unless named otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZoneDomain {
+    /// In full buckets of the depot.
+    pub depot: u64,
+    /// Most of them since the zone was last looked at.
+    pub most: u64,
+    /// Fewest of them since then.
+    pub least: u64,
+    /// How many the depot needs, by the working-set estimate.
+    pub working_set: u64,
+    /// Slabs.
+    pub slabs: u64,
+    /// Free items in slabs.
+    pub free_items: u64,
+    /// Slabs without an item in use.
+    pub free_slabs: u64,
 }
 
 impl Zone {

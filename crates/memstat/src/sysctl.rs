@@ -1,14 +1,15 @@
 //! The tree of names of [`abi::sysctl`], read from an object and set in a running program.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::mem::offset_of;
 
-use abi::ZoneRecord;
 use abi::sysctl::{self, Kind, Place, TypeFigure, ZoneFigure};
+use abi::{Control, Header, TypeRecord, ZoneRecord};
 
 use crate::error::{Error, Result};
 use crate::object::Object;
-use crate::snapshot::{MallocType, Snapshot, TypeKind, Zone};
+use crate::snapshot::{MallocType, Snapshot, TypeKind, Zone, ZoneDomain};
 
 /// A value of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,27 +54,61 @@ fn part(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-fn zone_figure(zone: &Zone, figure: ZoneFigure) -> u64 {
+/// A figure of a zone; of one of its domains, where it is by domain.
+fn zone_figure(zone: &Zone, figure: ZoneFigure, domain: &ZoneDomain) -> u64 {
     match figure {
         ZoneFigure::Size => zone.item_bytes,
         ZoneFigure::Flags => zone.flags.into(),
         ZoneFigure::BucketSize => zone.bucket_size,
         ZoneFigure::BucketSizeMax => zone.bucket_size_max,
+        ZoneFigure::BucketMax => zone.bucket_max,
         ZoneFigure::SlabBytes => zone.slab_bytes,
         ZoneFigure::ItemsPerSlab => zone.items_per_slab,
         ZoneFigure::Slabs => zone.slabs,
+        ZoneFigure::Idle => zone.slabs_idle,
         ZoneFigure::Efficiency => (zone.item_bytes.saturating_mul(zone.items_per_slab).saturating_mul(100))
             .checked_div(zone.slab_bytes)
             .unwrap_or(0),
         ZoneFigure::SlabFree => zone.slab_free,
-        ZoneFigure::Depot => zone.depot,
+        ZoneFigure::Align => zone.align,
+        ZoneFigure::Stride => zone.stride_bytes,
+        ZoneFigure::Reserve => zone.reserve,
+        ZoneFigure::KegName => zone.keg.unwrap_or(zone.index),
+        ZoneFigure::DomainDepot => domain.depot,
+        ZoneFigure::DomainMost => domain.most,
+        ZoneFigure::DomainLeast => domain.least,
+        ZoneFigure::DomainWorkingSet => domain.working_set,
+        ZoneFigure::DomainFreeItems => domain.free_items,
+        ZoneFigure::DomainFreeSlabs => domain.free_slabs,
+        ZoneFigure::DomainPages => domain.slabs.saturating_mul(zone.slab_bytes),
         ZoneFigure::Limit => zone.limit,
+        ZoneFigure::LimitItems => zone.limit_items,
+        ZoneFigure::Sleepers => zone.sleepers,
         ZoneFigure::Sleeps => zone.sleeps,
         ZoneFigure::Current => zone.used(),
         ZoneFigure::Allocs => zone.allocs,
         ZoneFigure::Frees => zone.frees,
         ZoneFigure::Fails => zone.fails,
         ZoneFigure::CrossDomain => zone.xdomain,
+    }
+}
+
+/// Names as parts of others, told apart where they are the same: the second of a name gets `_1`, as in FreeBSD.
+#[derive(Default)]
+struct Names(HashMap<String, u32>);
+
+impl Names {
+    fn unique(&mut self, name: &str) -> String {
+        let mut name = part(name);
+        while let Some(seen) = self.0.get_mut(&name) {
+            let again = format!("{name}_{seen}");
+            *seen += 1;
+            if !self.0.contains_key(&again) {
+                name = again;
+            }
+        }
+        self.0.insert(name.clone(), 1);
+        name
     }
 }
 
@@ -103,41 +138,83 @@ impl Object {
     pub fn settings(&self) -> Result<Vec<Setting>> {
         let snapshot = self.snapshot()?;
         let mut all = self.single_settings(&snapshot)?;
-        for (index, zone) in snapshot.zones.iter().enumerate().filter(|(_, zone)| !zone.name.is_empty()) {
+        let mut names = Names::default();
+        for zone in snapshot.zones.iter().filter(|zone| !zone.name.is_empty()) {
+            let name = names.unique(&zone.name);
             for entry in sysctl::ZONE_TABLE {
-                let settable = entry.figure == ZoneFigure::BucketSizeMax;
-                let place = if settable {
-                    let offset = offset_of!(ZoneRecord, bucket_size_max) as u64;
-                    Some((self.zone_offset(index as u64)? + offset, 0, 255))
-                } else {
-                    None
-                };
-                all.push(Setting {
-                    name: format!("vm.uma.{}.{}", part(&zone.name), entry.suffix),
-                    kind: entry.kind,
-                    value: Some(Value::Number(zone_figure(zone, entry.figure).into())),
-                    doc: entry.doc,
-                    settable,
-                    place,
-                });
+                self.zone_settings(&snapshot, zone, &name, entry, &mut all)?;
             }
         }
-        for ty in
-            snapshot.types.iter().filter(|ty| ty.kind == TypeKind::Static && !(ty.gone && ty.totals.in_use() == 0))
-        {
+        let mut names = Names::default();
+        for (index, ty) in snapshot.types.iter().enumerate() {
+            if ty.kind != TypeKind::Static || ty.gone && ty.totals.in_use() == 0 {
+                continue;
+            }
+            let name = names.unique(&ty.name);
+            // "malloc" is nobody's own: what is credited to nobody knows no limit.
+            let limited = !ty.gone && index != 0;
             for entry in sysctl::TYPE_TABLE {
+                let settable = limited && entry.figure == TypeFigure::Limit;
+                let offset = offset_of!(TypeRecord, limit_bytes) as u64;
                 all.push(Setting {
-                    name: format!("kern.malloc_stats.{}.{}", part(&ty.name), entry.suffix),
+                    name: format!("kern.malloc_stats.{name}.{}", entry.suffix),
                     kind: entry.kind,
                     value: Some(Value::Number(type_figure(ty, entry.figure).into())),
                     doc: entry.doc,
-                    settable: false,
-                    place: None,
+                    settable,
+                    place: settable
+                        .then(|| Ok((self.type_offset(index as u64)? + offset, 0, sysctl::LIMIT_MAX)))
+                        .transpose()?,
                 });
             }
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
+    }
+
+    /// A name of a zone; one for each of its domains, where the figure is by domain.
+    fn zone_settings(
+        &self,
+        snapshot: &Snapshot,
+        zone: &Zone,
+        name: &str,
+        entry: &sysctl::ZoneEntry,
+        all: &mut Vec<Setting>,
+    ) -> Result<()> {
+        let field = match entry.figure {
+            ZoneFigure::BucketSizeMax => Some((offset_of!(ZoneRecord, bucket_size_max), 255)),
+            // The zones of malloc's size classes have no limit.
+            ZoneFigure::Limit if zone.flags & abi::zone_flag::MALLOC == 0 => {
+                Some((offset_of!(ZoneRecord, limit), sysctl::LIMIT_MAX))
+            }
+            _ => None,
+        };
+        let place = field.map(|(offset, max)| Ok((self.zone_offset(zone.index)? + offset as u64, 0, max)));
+        let place = place.transpose()?;
+        let whole = ZoneDomain::default();
+        let by_domain = entry.suffix.contains("domain.D.");
+        let domains = if by_domain { &zone.domains[..] } else { std::slice::from_ref(&whole) };
+        for (index, domain) in domains.iter().enumerate() {
+            let number = zone_figure(zone, entry.figure, domain);
+            let value = match entry.figure {
+                ZoneFigure::KegName => {
+                    let keg = snapshot.zones.iter().find(|keg| keg.index == number);
+                    Value::Text(keg.map_or_else(String::new, |keg| keg.name.clone()))
+                }
+                ZoneFigure::DomainPages => Value::Number((number / snapshot.heap.page_bytes.max(1)).into()),
+                _ => Value::Number(number.into()),
+            };
+            let suffix = entry.suffix.replace("domain.D.", &format!("domain.{index}."));
+            all.push(Setting {
+                name: format!("vm.uma.{name}.{suffix}"),
+                kind: entry.kind,
+                value: Some(value),
+                doc: entry.doc,
+                settable: place.is_some(),
+                place,
+            });
+        }
+        Ok(())
     }
 
     fn single_settings(&self, snapshot: &Snapshot) -> Result<Vec<Setting>> {
@@ -228,6 +305,8 @@ impl Object {
             }
         };
         self.store(offset, number)?;
+        // After the value: whoever sees it sees the value.
+        self.store((offset_of!(Header, control) + offset_of!(Control, settings)) as u64, 1)?;
         Ok((old, new))
     }
 }

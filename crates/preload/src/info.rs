@@ -88,10 +88,10 @@ pub extern "C" fn mallopt(parameter: i32, _value: i32) -> i32 {
     i32::from((-8..=1).contains(&parameter) && parameter != 0)
 }
 
-/// malloc_trim(3): gives free memory back to the system. 1 when some went back.
+/// malloc_trim(3): gives free memory back to the system, that of zones as well. 1 when some went back.
 #[cfg_attr(panic = "abort", unsafe(no_mangle))]
 pub extern "C" fn malloc_trim(_keep: usize) -> i32 {
-    i32::from(SYSTEM.reclaim())
+    i32::from(SYSTEM.trim())
 }
 
 fn line(text: &mut Text<1024>, before: &[u8], n: usize, after: &[u8]) {

@@ -27,6 +27,17 @@ pub trait System: Sized + Send + Sync + 'static {
 
     /// Wakes everybody who sleeps on the word.
     fn wake_all(word: &AtomicU32);
+
+    /// Whether the caller may sleep here: no interrupt, no critical section, no lock held. What forbids it otherwise, in a word or two. Asked
+    /// of every request with [`Wait::Sleep`], also when there is space (`ASSERT_SLEEPABLE`).
+    #[inline]
+    fn may_sleep() -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// Somebody asked an arena for something with [`Wait::Sleep`] where he may not sleep, because of `what`: a mistake of his, to be reported. If
+    /// this returns, the request is served as with [`Wait::NoSleep`].
+    fn sleep_forbidden(_arena: &'static str, _what: &'static str) {}
 }
 
 impl Channel {

@@ -718,3 +718,116 @@ arena ring: quantum 0x1
     arena.walk(|_| count += 1);
     assert_eq!((count, arena.roundup_size(5)), (5, Some(5)));
 }
+
+#[test]
+fn sleepers_are_served_in_the_order_in_which_they_came() {
+    const SLEEPERS: usize = 8;
+    system!(Alone);
+    let arena = Arena::<Alone>::new("in line", 1, &HeapTags);
+    arena.add(0, 7, NoSleep).unwrap();
+    arena.alloc(7, Instant, NoSleep).unwrap();
+    let order = Mutex::new(Vec::new());
+    // Sizes 4 to 7 are of one class, and of 7 only one of them can be had.
+    let size = |name: usize| 4 + name * 3 % 4;
+    thread::scope(|scope| {
+        for name in 0..SLEEPERS {
+            let (arena, order) = (&arena, &order);
+            scope.spawn(move || {
+                arena.alloc(size(name), Instant, Wait::Sleep).unwrap();
+                order.lock().unwrap().push(name);
+            });
+            // Nothing is freed meanwhile, so that each of them goes to sleep once.
+            awake(|| arena.counts().waits == name as u64 + 1);
+        }
+        arena.free(0, 7).unwrap();
+        for served in 1..=SLEEPERS {
+            awake(|| order.lock().unwrap().len() == served);
+            let name = order.lock().unwrap()[served - 1];
+            arena.free(0, size(name)).unwrap();
+        }
+    });
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(arena.size(Size::Alloc), 0);
+}
+
+#[test]
+fn nobody_who_may_sleep_overtakes_a_sleeper_of_his_class() {
+    system!(Alone);
+    let arena = Arena::<Alone>::new("in line", 1, &HeapTags);
+    arena.add(0, 7, NoSleep).unwrap();
+    assert_eq!([arena.alloc(4, Instant, NoSleep), arena.alloc(3, Instant, NoSleep)], [Ok(0), Ok(4)]);
+    let order = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let sleep = |size: usize| {
+            let (arena, order) = (&arena, &order);
+            scope.spawn(move || {
+                arena.alloc(size, Instant, Wait::Sleep).unwrap();
+                order.lock().unwrap().push(size);
+            });
+        };
+        sleep(7);
+        awake(|| arena.counts().waits == 1);
+        // It looks, and sleeps again.
+        arena.free(0, 4).unwrap();
+        awake(|| arena.counts().waits == 2);
+        // What is free would do for this one.
+        sleep(4);
+        awake(|| {
+            if !order.lock().unwrap().is_empty() {
+                // Not by a panic: who sleeps would keep the scope from ending.
+                eprintln!("a sleeper was overtaken");
+                std::process::abort();
+            }
+            arena.counts().waits == 3
+        });
+        // Who may not sleep takes what there is, and so does who wants little.
+        assert_eq!(arena.alloc(4, Instant, NoSleep), Ok(0));
+        arena.free(0, 4).unwrap();
+        assert_eq!(arena.alloc(1, Instant, Wait::Sleep), Ok(0));
+        arena.free(0, 1).unwrap();
+        arena.free(4, 3).unwrap();
+        awake(|| order.lock().unwrap().len() == 1);
+        arena.free(0, 7).unwrap();
+        awake(|| order.lock().unwrap().len() == 2);
+        arena.free(0, 4).unwrap();
+    });
+    assert_eq!(*order.lock().unwrap(), [7, 4]);
+}
+
+#[test]
+fn a_request_that_may_sleep_is_reported_where_sleep_is_forbidden() {
+    static REPORTS: Mutex<Vec<(&str, &str)>> = Mutex::new(Vec::new());
+    struct Strict;
+
+    impl System for Strict {
+        type Lock = <Std as System>::Lock;
+
+        fn channel() -> &'static Channel {
+            Std::channel()
+        }
+
+        fn wait(_word: &AtomicU32, _seen: u32) {
+            panic!("slept in an interrupt");
+        }
+
+        fn wake_all(_word: &AtomicU32) {}
+
+        fn may_sleep() -> Result<(), &'static str> {
+            Err("an interrupt")
+        }
+
+        fn sleep_forbidden(arena: &'static str, what: &'static str) {
+            REPORTS.lock().unwrap().push((arena, what));
+        }
+    }
+
+    let arena = Arena::<Strict>::new("strict", 1, &HeapTags);
+    arena.add(0, 10, NoSleep).unwrap();
+    // Also when there is space; and it fails, rather than sleep, when there is none.
+    assert_eq!(arena.alloc(10, Instant, Wait::Sleep), Ok(0));
+    assert_eq!(arena.alloc(1, Instant, Wait::Sleep), Err(Error::NoSpace));
+    assert_eq!(arena.xalloc(&Request::new(1), Wait::Sleep), Err(Error::NoSpace));
+    assert_eq!(*REPORTS.lock().unwrap(), [("strict", "an interrupt"); 3]);
+    assert_eq!(arena.alloc(1, Instant, NoSleep), Err(Error::NoSpace));
+    assert_eq!(REPORTS.lock().unwrap().len(), 3);
+}

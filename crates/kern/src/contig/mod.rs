@@ -36,6 +36,7 @@
 //! Allocation with [`ContigRequest::wait`]. Nothing else.
 
 mod search;
+mod supply;
 mod word;
 
 use core::fmt;
@@ -50,6 +51,7 @@ use search::{Pass, REFUSALS_MAX, Refused, Shape, best_run};
 use word::{Role, first_word, held_word, role, tail_word};
 
 pub use search::ContigRequest;
+pub use supply::ContigSupply;
 
 /// How often a request that may sleep goes through the passes; between two of them it waits for memory. FreeBSD 13
 /// (`kmem_alloc_contig`) reclaims as often before it gives up.

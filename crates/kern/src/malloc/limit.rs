@@ -20,14 +20,15 @@ impl<P: Platform> Malloc<'_, P> {
     /// The limit counts from the type's next request on.
     #[doc(alias = "malloc_type_setlimit")]
     pub fn set_limit(&self, ty: &'static MallocType, limit_bytes: usize) {
-        let (Look::Plain(id) | Look::Limited(id)) = self.look(ty) else { return };
+        let (Look::Plain(id) | Look::Special(id)) = self.look(ty) else { return };
         if id == TypeId::OVERFLOW {
             return;
         }
         {
+            let list = self.list.lock();
             let _admission = self.admission.lock();
             self.system.type_record(id).limit_bytes.store(limit_bytes as u64, Ordering::Relaxed);
-            ty.set_limited(limit_bytes != 0);
+            ty.set_limited(&list, limit_bytes != 0);
         }
         self.system.wake_limit(id);
     }
@@ -41,14 +42,29 @@ impl<P: Platform> Malloc<'_, P> {
         limit == 0 || self.system.totals(id).bytes_in_use().saturating_add(pending) < limit
     }
 
-    /// A request of a type with a limit.
+    /// A request of a type with a limit, or some of whose requests fail on purpose.
     #[cold]
-    pub(super) fn request_limited(
+    pub(super) fn request_of_special(
         &self,
         ty: &'static MallocType,
         id: TypeId,
         request: &Request,
     ) -> Option<NonNull<u8>> {
+        if matches!(request.waiting, Waiting::NoWait) && self.fails_on_purpose() {
+            self.system.fail_request(id);
+            return None;
+        }
+        if self.system.type_record(id).limit_bytes.load(Ordering::Relaxed) != 0 {
+            return self.request_limited(ty, id, request);
+        }
+        match request.waiting {
+            Waiting::NoWait => self.attempt(id, request),
+            _ => self.request_waiting(ty.name(), id, request),
+        }
+    }
+
+    /// A request of a type with a limit.
+    fn request_limited(&self, ty: &'static MallocType, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
         let may_sleep = self.check_sleep(id, request) && !matches!(request.waiting, Waiting::NoWait);
         let served = super::served_bytes(request.bytes, request.align, 1 << P::PAGE_SHIFT) as u64;
         if !self.admit(ty, id, served, may_sleep) {

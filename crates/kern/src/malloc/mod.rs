@@ -22,6 +22,7 @@
 //! * `kmem`: kmem(9), sizes given back and checked
 //! * `special`: blocks whose pages are executable or not dumped
 //! * `sizing`: `vm.kmem_size` and its relatives
+//! * `settings`: what is set from outside; standing still for fork
 //!
 //! # What may sleep
 //!
@@ -30,11 +31,12 @@
 //!
 //! # Locks
 //!
-//! list of types → (the system's). admission and handlers: no lock is taken while they are held.
+//! list of types → admission; list of types, sizes as applied → (the system's). admission and handlers: no lock is taken while they are held.
 
 mod flags;
 mod kmem;
 mod limit;
+mod settings;
 mod sizing;
 mod special;
 mod types;
@@ -50,7 +52,7 @@ use platform::{Lock, Misuse, MisuseReport, Platform};
 use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
 use crate::stats::TypeId;
 use crate::system::{MAX_REQUEST_BYTES, System};
-use special::Specials;
+use settings::Applied;
 use types::{List, Look};
 use wait::Handlers;
 
@@ -66,9 +68,9 @@ pub struct Malloc<'s, P: Platform> {
     list: Lock<P::Lock, List>,
     admission: Lock<P::Lock, ()>,
     handlers: Lock<P::Lock, Handlers>,
-    special: Lock<P::Lock, Specials>,
-    /// How many there are: what free looks at.
-    specials: AtomicU32,
+    applied: Lock<P::Lock, Applied>,
+    /// Requests since the last that failed on purpose.
+    since_failure: AtomicU32,
     /// Not zero while a thread runs the low-memory handlers.
     reclaiming: AtomicU32,
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
@@ -114,8 +116,8 @@ impl<'s, P: Platform> Malloc<'s, P> {
             list: Lock::new(List(Cell::new(null()))),
             admission: Lock::new(()),
             handlers: Lock::new(Handlers::new()),
-            special: Lock::new(Specials::new()),
-            specials: AtomicU32::new(0),
+            applied: Lock::new(Applied::NONE),
+            since_failure: AtomicU32::new(0),
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
@@ -218,9 +220,6 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// 1. Nobody uses the block any more.
     #[inline]
     pub unsafe fn free(&self, block: *mut u8) {
-        if self.specials.load(Ordering::Relaxed) != 0 {
-            self.make_ordinary(block);
-        }
         // SAFETY: 1.
         unsafe { self.system.free(block, 0) }
     }
@@ -318,7 +317,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
         match self.look(ty) {
             Look::Plain(id) if matches!(request.waiting, Waiting::NoWait) => self.attempt(id, &request),
             Look::Plain(id) => self.request_waiting(ty.name(), id, &request),
-            Look::Limited(id) => self.request_limited(ty, id, &request),
+            Look::Special(id) => self.request_of_special(ty, id, &request),
             Look::Bad => None,
         }
     }
@@ -364,7 +363,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
     unsafe fn resize(&self, ty: &'static MallocType, block: *mut u8, request: Request) -> Option<NonNull<u8>> {
         let (id, limited) = match self.look(ty) {
             Look::Plain(id) => (id, false),
-            Look::Limited(id) => (id, true),
+            Look::Special(id) => (id, true),
             Look::Bad => return None,
         };
         // SAFETY: 1., in each of the calls.

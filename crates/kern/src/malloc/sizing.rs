@@ -45,6 +45,10 @@ pub struct Sizing {
     pub reserve_pages: u64,
     /// Pages in use beyond which reclaim is asked for.
     pub soft_pages: u64,
+    /// The same as a share of the size.
+    pub soft_percent: u64,
+    /// Memory of the machine it is for.
+    pub physical_bytes: u64,
 }
 
 /// Names that tunables had once, and what they are called now.
@@ -117,14 +121,8 @@ pub fn size_kmem(physical_bytes: u64, page_bytes: u64, tunables: &Tunables) -> S
         reserve_pages: tunables.reserve_pages.unwrap_or(pages / 256).min(pages / 2),
         // Divided first: the product of a large machine would wrap.
         soft_pages: pages / 100 * soft_percent + pages % 100 * soft_percent / 100,
-    }
-}
-
-impl<P: platform::Platform> super::Malloc<'_, P> {
-    /// Puts a sizing into force: the limit on pages, the reserve and the soft limit.
-    pub fn apply_sizing(&self, sizing: &Sizing) {
-        self.system.set_page_limit(sizing.size >> P::PAGE_SHIFT, sizing.reserve_pages);
-        self.system.set_soft_limit(sizing.soft_pages);
+        soft_percent,
+        physical_bytes,
     }
 }
 

@@ -1,40 +1,17 @@
 //! Blocks whose pages are of another kind than the heap's: executable, or not dumped.
 //!
-//! They are in pages of their own, and on a list, so that free makes the pages ordinary again before others get them. There are few,
-//! and where there is none free pays one load for it.
+//! They are in pages of their own; see `system::special` for how free knows them.
 
-use core::ptr::{NonNull, null_mut};
+use core::ptr::NonNull;
 
-use abi::Ordering;
 use platform::{PageKind, Platform};
 
 use super::{Flags, Malloc, MallocType, Request, Waiting};
 use crate::class::SLAB_MAX_BYTES;
-use crate::stats::TypeId;
 use crate::system::System;
 
 /// What makes a block special.
 pub(super) const FLAGS: Flags = Flags::EXEC_OR_NODUMP;
-
-/// A special block.
-struct Special {
-    addr: usize,
-    bytes: usize,
-    flags: Flags,
-    next: *mut Special,
-}
-
-/// The list of them.
-pub(super) struct Specials(*mut Special);
-
-// SAFETY: its members are the list's alone, which is reached under its lock.
-unsafe impl Send for Specials {}
-
-impl Specials {
-    pub(super) const fn new() -> Self {
-        Self(null_mut())
-    }
-}
 
 fn kind_of(flags: Flags) -> PageKind {
     PageKind { executable: flags.has(Flags::EXEC), dumped: !flags.has(Flags::NODUMP) }
@@ -55,32 +32,15 @@ impl<P: Platform> Malloc<'_, P> {
             plain.align = plain.align.max(2 * page);
         }
         let block = self.request(ty, plain)?;
-        let addr = block.as_ptr() as usize;
         let bytes = self.system.usable_bytes(block.as_ptr());
         let flags = request.flags.without(plain.flags);
-        let record = Request { bytes: size_of::<Special>(), align: 1, flags: Flags::NONE, ..request };
-        let record = match request.waiting {
-            Waiting::NoWait => self.attempt(TypeId::MALLOC, &record),
-            _ => self.obtain(TypeId::MALLOC, &record),
-        };
-        // SAFETY: 1. whole pages of the heap, just allocated.
-        let done = record.is_some() && unsafe { P::set_page_kind(addr, bytes, kind_of(flags)) };
-        if let (Some(record), true) = (record, done) {
-            let mut list = self.special.lock();
-            let record = record.cast::<Special>();
-            // SAFETY: a fresh block of that size, aligned to 16.
-            unsafe { record.write(Special { addr, bytes, flags, next: list.0 }) };
-            list.0 = record.as_ptr();
-            self.specials.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: 1. just allocated.
+        if unsafe { self.system.make_special(block.as_ptr(), kind_of(flags)) } {
             return Some(block);
         }
-        for unused in [Some(block), record].into_iter().flatten() {
-            // SAFETY: 1. just allocated.
-            unsafe { self.system.free(unused.as_ptr(), 0) };
-        }
-        if record.is_some()
-            && let Some(id) = ty.id()
-        {
+        // SAFETY: 1. just allocated.
+        unsafe { self.system.free(block.as_ptr(), 0) };
+        if let Some(id) = ty.id() {
             self.system.fail_request(id);
         }
         if matches!(request.waiting, Waiting::WaitOk) {
@@ -91,44 +51,8 @@ impl<P: Platform> Malloc<'_, P> {
 
     /// Which of [`FLAGS`] a block has.
     pub(super) fn special_flags(&self, block: *mut u8) -> Flags {
-        if self.specials.load(Ordering::Relaxed) == 0 {
-            return Flags::NONE;
-        }
-        let list = self.special.lock();
-        let mut at = list.0;
-        // SAFETY: members of the list, under its lock.
-        while let Some(special) = unsafe { at.as_ref() } {
-            if special.addr == block as usize {
-                return special.flags;
-            }
-            at = special.next;
-        }
-        Flags::NONE
-    }
-
-    /// A block that is to be freed: its pages become ordinary, if they are not.
-    #[cold]
-    pub(super) fn make_ordinary(&self, block: *mut u8) {
-        let mut list = self.special.lock();
-        let mut link: *mut *mut Special = &raw mut list.0;
-        // SAFETY: links of the list, under its lock.
-        let found = unsafe {
-            while !(*link).is_null() && (**link).addr != block as usize {
-                link = &raw mut (**link).next;
-            }
-            let found = *link;
-            if found.is_null() {
-                return;
-            }
-            *link = (*found).next;
-            found
-        };
-        drop(list);
-        self.specials.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: off the list, hence ours; its pages are the caller's block, who gives it up.
-        unsafe {
-            P::set_page_kind((*found).addr, (*found).bytes, PageKind::ORDINARY);
-            self.system.free(found.cast(), 0);
-        }
+        let Some(kind) = self.system.special_kind(block) else { return Flags::NONE };
+        let exec = if kind.executable { Flags::EXEC } else { Flags::NONE };
+        exec | if kind.dumped { Flags::NONE } else { Flags::NODUMP }
     }
 }

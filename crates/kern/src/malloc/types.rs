@@ -19,6 +19,8 @@ const MAGIC: u64 = 877_983_977;
 /// Special bits, in the third 16 bits of the word; no bit set means registered and ordinary.
 const SPECIAL_NEW: u64 = 1 << 16;
 const SPECIAL_LIMIT: u64 = 2 << 16;
+/// Some of its requests fail on purpose.
+const SPECIAL_FAIL: u64 = 4 << 16;
 const SPECIAL_BITS: u64 = 0xffff << 16;
 const ID_BITS: u64 = 0xffff;
 
@@ -34,6 +36,8 @@ pub struct MallocType {
     limit_at_definition: usize,
     /// Magic, special bits, id plus one. Changes at registration and with the limit.
     state: AtomicU64,
+    /// The id's index while the type is registered and ordinary, else 0: what a port looks at that knows its types for types.
+    quick: AtomicU32,
     // Under the list's lock.
     next: AtomicPtr<MallocType>,
     /// Bytes admitted under the limit that are not counted as in use yet.
@@ -69,7 +73,8 @@ impl core::fmt::Display for TypeError {
 /// What a type looks like to [`Malloc::look`].
 pub(super) enum Look {
     Plain(TypeId),
-    Limited(TypeId),
+    /// With a limit, or one whose requests fail on purpose.
+    Special(TypeId),
     Bad,
 }
 
@@ -93,6 +98,7 @@ impl MallocType {
             long_description,
             limit_at_definition: limit_bytes,
             state: AtomicU64::new(MAGIC << 32 | SPECIAL_NEW),
+            quick: AtomicU32::new(0),
             next: AtomicPtr::new(null_mut()),
             pending_bytes: AtomicU64::new(0),
             next_ticket: AtomicU32::new(0),
@@ -119,6 +125,17 @@ impl MallocType {
         ((self.state.load(Ordering::Acquire) & ID_BITS) as usize).checked_sub(1).and_then(TypeId::new)
     }
 
+    /// The type's id while it is attached and nothing is special about it, so that nothing has to be asked about a request of it. Of a type that
+    /// found no row when it was first used: the id of the row for those. One load.
+    #[inline(always)]
+    #[must_use]
+    pub fn ordinary_id(&self) -> Option<TypeId> {
+        match self.quick.load(Ordering::Relaxed) {
+            0 => None,
+            index => TypeId::new(index as usize),
+        }
+    }
+
     /// A word for the definer: trace probes, its own statistics. Null at first; forgotten when the type is detached.
     pub fn set_private(&self, data: *mut ()) {
         self.private.store(data, Ordering::Release);
@@ -130,13 +147,34 @@ impl MallocType {
         self.private.load(Ordering::Acquire)
     }
 
-    /// Sets or clears the special bit of a limit.
-    pub(super) fn set_limited(&self, limited: bool) {
-        if limited {
-            self.state.fetch_or(SPECIAL_LIMIT, Ordering::AcqRel);
-        } else {
-            self.state.fetch_and(!SPECIAL_LIMIT, Ordering::AcqRel);
+    /// Changes the state word, under the list's lock.
+    fn store(&self, state: u64) {
+        let ordinary = state & SPECIAL_BITS == 0;
+        if !ordinary {
+            self.quick.store(0, Ordering::Release);
         }
+        self.state.store(state, Ordering::Release);
+        if ordinary {
+            self.quick.store((state & ID_BITS) as u32 - 1, Ordering::Release);
+        }
+    }
+
+    /// Sets or clears a special bit of an attached type, under the list's lock.
+    fn set_special(&self, bit: u64, on: bool) {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & SPECIAL_NEW == 0 && (state & bit != 0) != on {
+            self.store(state ^ bit);
+        }
+    }
+
+    /// The same for the bit of a limit.
+    pub(super) fn set_limited(&self, _list: &List, limited: bool) {
+        self.set_special(SPECIAL_LIMIT, limited);
+    }
+
+    /// The same for failures on purpose.
+    pub(super) fn set_failing(&self, _list: &List, failing: bool) {
+        self.set_special(SPECIAL_FAIL, failing);
     }
 }
 
@@ -212,11 +250,20 @@ impl<P: Platform> Malloc<'_, P> {
         if state & SPECIAL_NEW != 0 {
             // Types beyond the table are credited to the row that says so, and have no limit.
             if self.attach_unless_attached(ty).is_err() {
+                ty.quick.store(TypeId::OVERFLOW.index() as u32, Ordering::Relaxed);
                 return Look::Plain(TypeId::OVERFLOW);
             }
             state = ty.state.load(Ordering::Acquire);
         }
-        if state & SPECIAL_LIMIT != 0 { Look::Limited(id_of(state)) } else { Look::Plain(id_of(state)) }
+        if state & SPECIAL_BITS != 0 { Look::Special(id_of(state)) } else { Look::Plain(id_of(state)) }
+    }
+
+    /// The type's id; registers it if need be. That of the row for those that find none when the table of types is full. Never sleeps.
+    pub fn type_id(&self, ty: &'static MallocType) -> TypeId {
+        match self.look(ty) {
+            Look::Plain(id) | Look::Special(id) => id,
+            Look::Bad => TypeId::OVERFLOW,
+        }
     }
 
     pub(super) fn type_misuse(&self, what: Misuse, ty: &'static MallocType) {
@@ -250,9 +297,11 @@ impl<P: Platform> Malloc<'_, P> {
         let record = self.system.type_record(id);
         record.limit_bytes.store(ty.limit_at_definition as u64, Ordering::Relaxed);
         let limit = if ty.limit_at_definition != 0 { SPECIAL_LIMIT } else { 0 };
+        let failing = self.system.header().control.failure_rate.load(Ordering::Relaxed) != 0;
+        let fail = if failing { SPECIAL_FAIL } else { 0 };
         ty.next.store(list.0.get().cast_mut(), Ordering::Relaxed);
         list.0.set(ty);
-        ty.state.store(MAGIC << 32 | limit | (id.index() as u64 + 1), Ordering::Release);
+        ty.store(MAGIC << 32 | limit | fail | (id.index() as u64 + 1));
         Ok(true)
     }
 
@@ -298,10 +347,10 @@ impl<P: Platform> Malloc<'_, P> {
                     None => list.0.set(next),
                 }
                 let id = ty.id();
-                ty.state.store(MAGIC << 32 | SPECIAL_NEW, Ordering::Release);
+                ty.store(MAGIC << 32 | SPECIAL_NEW);
                 ty.private.store(null_mut(), Ordering::Release);
                 if let Some(id) = id {
-                    self.system.type_record(id).flags.fetch_or(abi::type_flag::GONE, Ordering::AcqRel);
+                    self.system.retire_type(id);
                 }
                 id
             }
@@ -347,15 +396,7 @@ impl<P: Platform> Malloc<'_, P> {
     /// allocate with a type for the first time. malloc(9) `malloc_type_list`.
     #[doc(alias = "malloc_type_list")]
     pub fn for_each_type(&self, mut visit: impl FnMut(&'static MallocType) -> bool) {
-        let list = self.list.lock();
-        let mut at = list.0.get();
-        // SAFETY: the list holds static types only.
-        while let Some(here) = unsafe { at.as_ref::<'static>() } {
-            if !visit(here) {
-                return;
-            }
-            at = here.next.load(Ordering::Relaxed);
-        }
+        self.list.lock().each(&mut visit);
     }
 
     /// The attached type with this short description. malloc(9) `malloc_desc2type`.
@@ -390,6 +431,20 @@ const _: () = assert!(TypeId::MAX < ID_BITS as usize && SPECIAL_BITS & ID_BITS =
 
 /// First of the list of types.
 pub(super) struct List(pub(super) Cell<*const MallocType>);
+
+impl List {
+    /// Calls `visit` for every type on it, until it returns `false`.
+    pub(super) fn each(&self, mut visit: impl FnMut(&'static MallocType) -> bool) {
+        let mut at = self.0.get();
+        // SAFETY: the list holds static types only.
+        while let Some(here) = unsafe { at.as_ref::<'static>() } {
+            if !visit(here) {
+                return;
+            }
+            at = here.next.load(Ordering::Relaxed);
+        }
+    }
+}
 
 // SAFETY: static types, reached under the list's lock.
 unsafe impl Send for List {}

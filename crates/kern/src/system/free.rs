@@ -167,6 +167,9 @@ impl<P: Platform> System<P> {
             // An item of a zone, given to free(9).
             return self.zone_misuse(Misuse::WrongZone, addr);
         }
+        if self.special_kind(addr as *const u8).is_some() {
+            return self.free_special(addr, self.word(addr));
+        }
         let found = self.lookup(addr);
         let freed_block = || {
             let (bytes, tag) = self.pages.lock().freed_block(addr)?;

@@ -22,6 +22,7 @@ mod outside;
 mod reclaim;
 mod resize;
 mod shortage;
+mod special;
 mod supply;
 
 use core::cell::UnsafeCell;
@@ -119,6 +120,8 @@ pub struct System<P: Platform> {
     pages: Lock<P::Lock, Pages<P>>,
     pub(crate) meta: Lock<P::Lock, Meta<P>>,
     types: Lock<P::Lock, usize>,
+    /// Types whose module was unloaded and that nobody goes on with.
+    gone_types: AtomicU32,
     last_purge_ns: AtomicU64,
     retaken_since_ns: AtomicU64,
     outside: Outside,
@@ -172,6 +175,7 @@ impl<P: Platform> System<P> {
             pages: Lock::new(Pages::new()),
             meta: Lock::new(Meta::new()),
             types: Lock::new(TypeId::BUILT_IN),
+            gone_types: AtomicU32::new(0),
             last_purge_ns: AtomicU64::new(0),
             retaken_since_ns: AtomicU64::new(0),
             outside: Outside::new(),
@@ -329,17 +333,17 @@ impl<P: Platform> System<P> {
                     is_run: false,
                 })
             }
-            page::LARGE | page::CACHED_RUN | page::LARGE_TAIL => {
+            page::LARGE | page::CACHED_RUN | page::LARGE_TAIL | page::SPECIAL_RUN => {
                 let mut first = addr & !(Self::PAGE - 1);
                 let mut word = word;
                 while page::kind(word) == page::LARGE_TAIL && first > base {
                     first -= Self::PAGE;
                     word = self.word(first);
                 }
-                let live = page::kind(word) == page::LARGE;
+                let live = matches!(page::kind(word), page::LARGE | page::SPECIAL_RUN);
                 (live || page::kind(word) == page::CACHED_RUN).then(|| BlockInfo {
                     addr: first,
-                    bytes: page::run_pages(word) << P::PAGE_SHIFT,
+                    bytes: page::any_run_pages(word) << P::PAGE_SHIFT,
                     type_id: TypeId::from_tag(page::run_tag(word)),
                     live,
                     is_run: true,
@@ -362,8 +366,8 @@ impl<P: Platform> System<P> {
             let tag = unsafe { *(page::tag(word, addr) as *const u16) };
             return if tag & TAG_FREE == 0 { info.bytes as usize } else { 0 };
         }
-        let live = page::kind(word) == page::LARGE && addr.is_multiple_of(Self::PAGE);
-        if live { page::run_pages(word) << P::PAGE_SHIFT } else { 0 }
+        let live = matches!(page::kind(word), page::LARGE | page::SPECIAL_RUN) && addr.is_multiple_of(Self::PAGE);
+        if live { page::any_run_pages(word) << P::PAGE_SHIFT } else { 0 }
     }
 
     /// Registers a type. `None` when the table is full. Never sleeps, but takes a lock.
@@ -384,6 +388,10 @@ impl<P: Platform> System<P> {
     /// The type of this name whose module was unloaded, for the next of that name to go on with.
     pub(crate) fn revive_type(&self, name: &[u8]) -> Option<TypeId> {
         let _types = self.types.lock();
+        // So as not to look through all call sites of a program whenever it registers a type.
+        if self.gone_types.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
         let used = self.stats().header().types.used.load(Ordering::Acquire) as usize;
         let name = &name[..name.len().min(31)];
         (0..used).filter_map(TypeId::new).find(|&id| {
@@ -392,10 +400,18 @@ impl<P: Platform> System<P> {
                 && record.flags.load(Ordering::Relaxed) & abi::type_flag::GONE != 0
                 && abi::c_text(&record.name) == name;
             if gone {
+                self.gone_types.fetch_sub(1, Ordering::Relaxed);
                 record.flags.fetch_and(!abi::type_flag::GONE, Ordering::AcqRel);
             }
             gone
         })
+    }
+
+    /// The type's module is unloaded; its record stays, for what leaked and for the next of that name.
+    pub(crate) fn retire_type(&self, id: TypeId) {
+        let _types = self.types.lock();
+        self.type_record(id).flags.fetch_or(abi::type_flag::GONE, Ordering::AcqRel);
+        self.gone_types.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request of the type failed before it came here. Counted.

@@ -12,14 +12,20 @@ use crate::zone::Reclaim;
 impl<P: Platform> System<P> {
     /// Gives back what is free: depots to their slabs, empty slabs and dirty pages to the system. The caches of the CPUs are
     /// emptied where the platform can claim them. Returns whether memory went back. malloc_trim(3), `UMA_RECLAIM_DRAIN_CPU`.
+    /// Runs `fini` of zones.
     #[doc(alias = "uma_reclaim")]
     pub fn reclaim(&self) -> bool {
+        self.reclaim_with(|how| self.reclaim_zones(how))
+    }
+
+    /// The same, with zones as the caller has them reclaimed.
+    pub(super) fn reclaim_with(&self, zones: impl FnOnce(Reclaim)) -> bool {
         if !self.is_booted() {
             return false;
         }
         self.drain_slots();
         self.drain_zones();
-        self.reclaim_zones(Reclaim::DrainCpu);
+        zones(Reclaim::DrainCpu);
         let mut pages = self.pages.lock();
         let purged = pages.purge(0);
         self.publish_pages(&pages);

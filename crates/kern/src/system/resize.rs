@@ -35,6 +35,10 @@ impl<P: Platform> System<P> {
         }
         let old = info.bytes;
         if info.is_run {
+            if page::code(self.word(info.addr)) == page::SPECIAL_RUN {
+                // SAFETY: 1.
+                return unsafe { self.resize_special(&info, bytes, id, caller) };
+            }
             if bytes > SLAB_MAX_BYTES {
                 // SAFETY: 1.
                 if let Some(moved) = unsafe { self.resize_run(&info, bytes, id) } {

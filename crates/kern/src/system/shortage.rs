@@ -13,13 +13,14 @@
 //! behind one for a large run.
 
 use abi::Ordering;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use platform::Platform;
 
 use super::System;
 use crate::class::{CLASSES, RUN_MAX_BYTES, class_of};
 use crate::slot::Slot;
 use crate::stats::TypeId;
+use crate::zone::Reclaim;
 
 /// Least time between two reclaims for the sake of the soft limit, nanoseconds.
 const SOFT_EVERY_NS: u64 = 50_000_000;
@@ -41,6 +42,8 @@ pub(crate) struct Shortage {
     /// Not zero while a reclaim is asked for: also the word that a kernel's reclaim thread sleeps on.
     wanted: AtomicU32,
     last_soft_ns: AtomicU64,
+    /// A `fn()`, or null.
+    on_settings: AtomicPtr<()>,
 }
 
 impl Shortage {
@@ -52,7 +55,13 @@ impl Shortage {
             soft_pages: AtomicU64::new(u64::MAX),
             wanted: AtomicU32::new(0),
             last_soft_ns: AtomicU64::new(0),
+            on_settings: AtomicPtr::new(core::ptr::null_mut()),
         }
+    }
+
+    fn on_settings(&self) -> Option<fn()> {
+        // SAFETY: null, which is `None`, or what `System::on_settings` stored.
+        unsafe { core::mem::transmute::<*mut (), Option<fn()>>(self.on_settings.load(Ordering::Acquire)) }
     }
 }
 
@@ -220,35 +229,70 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Does what was asked for by the soft limit, or from outside through the control words. Called on slow paths, with no lock
-    /// and no slot held; two loads when there is nothing to do.
-    pub(super) fn obey(&self) {
-        let asked = &self.stats().header().control.uma_reclaim;
-        if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        self.obey_cold();
+    /// Has `hook` called when something was set from outside ([`abi::Control::settings`]): by a slow path of any call, with no lock and no slot
+    /// held. It must not sleep. For [`Malloc::obey_settings`](crate::malloc::Malloc::obey_settings).
+    pub fn on_settings(&self, hook: fn()) {
+        self.shortage.on_settings.store(hook as *mut (), Ordering::Release);
     }
 
-    /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it.
-    #[cold]
+    /// For the child of a fork: threads that sleep in its parent do not exist here.
+    ///
+    /// # Safety
+    /// 1. Between [`freeze`](Self::freeze) and [`thaw`](Self::thaw), in a process with one thread.
+    pub unsafe fn forget_sleepers(&self) {
+        for queue in &self.shortage.queues {
+            queue.serving.store(queue.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.shortage.sleepers.store(0, Ordering::Relaxed);
+        self.limit_sleepers.store(0, Ordering::Relaxed);
+        // SAFETY: 1.
+        unsafe { self.forget_zone_sleepers() };
+    }
+
+    /// Does what was asked for by the soft limit, or from outside through the control words, and what there is to do in the background.
+    /// Called on slow paths, with no lock and no slot held; four loads when there is nothing to do.
+    pub(crate) fn obey(&self) {
+        let control = &self.stats().header().control;
+        let asked = control.uma_reclaim.load(Ordering::Relaxed) | control.settings.load(Ordering::Relaxed);
+        if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked == 0 {
+            return self.trim_in_background();
+        }
+        self.obey_asked(false);
+    }
+
+    /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it. Runs callbacks of zones.
     pub fn obey_cold(&self) -> bool {
+        self.obey_asked(true)
+    }
+
+    /// `all`: also zones whose callbacks run then, which no call can do that was made for something else.
+    #[cold]
+    fn obey_asked(&self, all: bool) -> bool {
         if !self.is_booted() {
             return false;
         }
+        let zones = |how| if all { self.reclaim_zones(how) } else { self.reclaim_quiet_zones(how) };
         let control = &self.stats().header().control;
+        if control.settings.swap(0, Ordering::AcqRel) != 0 {
+            self.each_zone(|zone| zone.obey_limit());
+            if let Some(hook) = self.shortage.on_settings() {
+                hook();
+            }
+        }
         let soft = self.shortage.wanted.swap(0, Ordering::AcqRel) != 0;
         let request = control.uma_reclaim.swap(0, Ordering::AcqRel);
         match request {
             abi::reclaim_request::TRIM => {
+                zones(Reclaim::Trim);
                 let mut pages = self.pages.lock();
                 pages.purge(0);
                 self.publish_pages(&pages);
             }
-            abi::reclaim_request::DRAIN => self.drain_zones(),
-            _ if soft || request != 0 => {
-                self.reclaim();
+            abi::reclaim_request::DRAIN => {
+                self.drain_zones();
+                zones(Reclaim::Drain);
             }
+            _ if soft || request != 0 => _ = self.reclaim_with(zones),
             _ => return false,
         }
         control.reclaims.fetch_add(1, Ordering::Relaxed);

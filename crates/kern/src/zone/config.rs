@@ -74,6 +74,8 @@ pub enum ZoneError {
     Align(usize),
     /// These flags exclude each other, or are not for this kind of zone.
     Flags(Flags),
+    /// Slabs have so many bytes, and nobody gives contiguous pages for them.
+    Contig(usize),
     /// The system has no memory for the zone's records (or nothing was booted).
     Memory,
     /// 253 zones share this keg already.
@@ -90,6 +92,12 @@ impl core::fmt::Display for ZoneError {
                 write!(f, "no zone aligns to {align}; a power of two up to 2^24 (per CPU: a page) does")
             }
             Self::Flags(flags) => write!(f, "flags {:#x} do not go together, or not with this kind of zone", flags.0),
+            Self::Contig(bytes) => {
+                write!(
+                    f,
+                    "slabs of {bytes} bytes are not contiguous by themselves; give the zone a supply that makes them so"
+                )
+            }
             Self::Memory => f.write_str("no memory for the records of a zone"),
             Self::KegFull => f.write_str("253 zones share this keg already; make another primary zone"),
             Self::HasSecondaries => f.write_str("other zones are on this zone's keg; destroy them first"),
@@ -137,7 +145,15 @@ impl Flags {
     #[doc(alias = "UMA_ZONE_NOTRIM")]
     pub const NOTRIM: Self = Self(1 << 9);
 
-    const ALL: u32 = (1 << 10) - 1;
+    /// Items' contents are of no use in a core: slabs are no part of one, where the port can do that. `UMA_ZONE_NODUMP`.
+    #[doc(alias = "UMA_ZONE_NODUMP")]
+    pub const NODUMP: Self = Self(1 << 10);
+    /// The pages of a slab are physically contiguous. Slabs of more than a page then need a supply that gives such pages
+    /// ([`ContigSupply`](crate::contig::ContigSupply)). `UMA_ZONE_CONTIG`.
+    #[doc(alias = "UMA_ZONE_CONTIG")]
+    pub const CONTIG: Self = Self(1 << 11);
+
+    const ALL: u32 = (1 << 12) - 1;
 
     /// These and those.
     #[must_use]
@@ -158,6 +174,7 @@ impl Flags {
             && !(self.has(Self::NOBUCKET) && self.has(Self::SMR))
             && !(self.has(Self::NOTOUCH) && self.has(Self::ZINIT))
             && !(self.has(Self::PCPU) && self.has(Self::CACHESPREAD))
+            && !(self.has(Self::PCPU) && self.has(Self::CONTIG))
     }
 }
 

@@ -84,6 +84,15 @@ impl<P: Platform> RawZone<'_, P> {
         }
     }
 
+    /// Takes up a limit that was written into the zone's record from outside. What caches hold is fetched back by the first request that meets
+    /// it: here its maker's callbacks would run in somebody else's call.
+    pub(crate) fn obey_limit(&self) {
+        let items = usize::try_from(self.core.record().limit.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        if items != self.max() {
+            self.settle_limit(|limit| limit.set_max(items));
+        }
+    }
+
     /// The limit; 0 for none. uma_zone_get_max(9).
     #[doc(alias = "uma_zone_get_max")]
     #[must_use]
@@ -98,6 +107,8 @@ impl<P: Platform> RawZone<'_, P> {
     pub fn set_maxcache(&self, items: usize) {
         let share = if items == usize::MAX { items } else { items / 2 };
         self.core.max_cache.store(share, Ordering::Relaxed);
+        let shown = if items == usize::MAX { 0 } else { items as u64 };
+        self.core.record().bucket_max.store(shown, Ordering::Relaxed);
         self.fetch_back();
     }
 
@@ -260,7 +271,35 @@ impl<P: Platform> RawZone<'_, P> {
                 }
             }
         }
+        keg.record().reserve.store(items as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Keeps at least `items` free in the slabs of each domain, for anybody: makes slabs for them now, makes another when they are fewer and there
+    /// is memory, and gives none back that they lie in. 0 for none. Never sleeps. pool_setlowat(9).
+    ///
+    /// # Errors
+    /// When there is no memory for all of them; the mark is set all the same. A zone without a keg has none.
+    #[doc(alias = "pool_setlowat")]
+    pub fn set_low_water(&self, items: usize) -> Result<(), Fail> {
+        let keg = self.core.keg().ok_or(Fail::Memory)?;
+        keg.low_water.store(items, Ordering::Relaxed);
+        // Each of them, also after one that found no memory.
+        let short = (0..keg.domains).filter(|&domain| !self.system.refill_to_low_water(keg, domain)).count();
+        if short == 0 { Ok(()) } else { Err(Fail::Memory) }
+    }
+
+    /// Keeps slabs without an item in use for as many as `items` in each domain, rather than one of them: what is free beyond goes back to the
+    /// system at once, what is within when the zone is trimmed. Nothing in a zone without a keg. Never sleeps. pool_sethiwat(9).
+    #[doc(alias = "pool_sethiwat")]
+    pub fn set_high_water(&self, items: usize) {
+        if let Some(keg) = self.core.keg() {
+            let slabs = items.div_ceil(keg.cut().layout.items);
+            keg.idle_slabs.store(slabs, Ordering::Relaxed);
+            if !keg.flags.get().has(Flags::NOFREE) {
+                self.system.keg_trim(keg, slabs);
+            }
+        }
     }
 
     /// Makes slabs until `items` are free in them, of all domains in turn. *May sleep* in `init` and in the zone's own supply. uma_prealloc(9).

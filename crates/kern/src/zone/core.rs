@@ -120,6 +120,9 @@ pub(crate) struct KegCore<P: Platform> {
     pub(crate) turn: AtomicUsize,
     /// Items of each domain that only `How::reserve` may take.
     pub(crate) reserve: AtomicUsize,
+    /// Items of each domain that stay free in slabs, and slabs without an item in use that do; see [`super::RawZone::set_low_water`].
+    pub(crate) low_water: AtomicUsize,
+    pub(crate) idle_slabs: AtomicUsize,
     /// Pages of a supply of its own, which have no word.
     pub(crate) table: Lock<P::Lock, PageTable>,
     pub(crate) next: Cell<*mut KegCore<P>>,
@@ -239,6 +242,8 @@ impl<P: Platform> KegCore<P> {
                 colour: AtomicUsize::new(0),
                 turn: AtomicUsize::new(0),
                 reserve: AtomicUsize::new(0),
+                low_water: AtomicUsize::new(0),
+                idle_slabs: AtomicUsize::new(1),
                 table: Lock::new(PageTable::new()),
                 next: Cell::new(core::ptr::null_mut()),
                 all_next: Cell::new(core::ptr::null_mut()),
@@ -265,6 +270,11 @@ impl<P: Platform> KegCore<P> {
     pub(crate) fn record(&self) -> &ZoneRecord {
         // SAFETY: the primary zone's, which lives as long as the keg's memory.
         unsafe { &*self.record.get() }
+    }
+
+    /// Items of a domain that stay free in its slabs whatever is given back.
+    pub(crate) fn floor(&self) -> usize {
+        self.reserve.load(Ordering::Relaxed).max(self.low_water.load(Ordering::Relaxed))
     }
 
     /// What a slab says of whom it belongs to.
@@ -356,6 +366,12 @@ impl<P: Platform> ZoneCore<P> {
         unsafe { &*self.record.get() }
     }
 
+    /// The record, if the zone has had one.
+    pub(crate) fn shown_record(&self) -> Option<&ZoneRecord> {
+        // SAFETY: null, of the statistics object, or our own.
+        unsafe { self.record.get().as_ref() }
+    }
+
     #[inline(always)]
     pub(crate) fn special(&self) -> u32 {
         self.special.load(Ordering::Relaxed)
@@ -384,6 +400,11 @@ pub(crate) struct Registry<P: Platform> {
     /// Changes when pages have come back while somebody waits for memory.
     pub(crate) memory: AtomicU32,
     pub(crate) memory_sleepers: AtomicU32,
+    /// Zones there are.
+    pub(crate) zones: AtomicU32,
+    /// Slow paths that came by since.
+    pub(crate) turns: AtomicU32,
+    /// When zones were last trimmed in the background.
     pub(crate) last_tick_ns: AtomicU64,
 }
 
@@ -402,6 +423,8 @@ impl<P: Platform> Registry<P> {
             smr: Smr::new(),
             memory: AtomicU32::new(0),
             memory_sleepers: AtomicU32::new(0),
+            zones: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
             last_tick_ns: AtomicU64::new(0),
         }
     }

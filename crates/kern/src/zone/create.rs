@@ -77,8 +77,12 @@ impl<P: Platform> System<P> {
             offpage: flags.has(Flags::NOTOUCH),
             cache_spread: flags.has(Flags::CACHESPREAD),
             copies,
+            one_page: flags.has(Flags::CONTIG) && config.supply.is_none(),
         })
         .map_err(|_| ZoneError::ItemBytes(config.item_bytes))?;
+        if flags.has(Flags::CONTIG) && layout.slab_bytes > Self::PAGE && config.supply.is_none() {
+            return Err(ZoneError::Contig(layout.slab_bytes));
+        }
         let keg = self.new_keg(Cut::new(layout)).ok_or(ZoneError::Memory)?;
         // SAFETY: 1. nobody else knows the keg yet.
         unsafe {
@@ -191,6 +195,8 @@ impl<P: Platform> System<P> {
                 keg.colour.store(0, Ordering::Relaxed);
                 keg.turn.store(0, Ordering::Relaxed);
                 keg.reserve.store(0, Ordering::Relaxed);
+                keg.low_water.store(0, Ordering::Relaxed);
+                keg.idle_slabs.store(1, Ordering::Relaxed);
                 return Some(keg);
             }
         }
@@ -302,6 +308,7 @@ impl<P: Platform> System<P> {
         // SAFETY: 1. as above; from here on walks find it.
         unsafe { core.next.set(list.first) };
         list.first = core::ptr::from_ref(core).cast_mut();
+        self.registry.zones.fetch_add(1, Ordering::Relaxed);
         core.special.store(bits, Ordering::Release);
         drop(list);
         Some(RawZone { system: self, core })
@@ -322,7 +329,12 @@ impl<P: Platform> System<P> {
         unsafe {
             core.record.set(record);
             core.record_index.set(index.unwrap_or(usize::MAX));
-            Self::write_record(core, record);
+            let keg_index = match core.keg().filter(|_| core.is_secondary.get()) {
+                // The primary's, which is in the object or has no index.
+                Some(keg) => self.record_index_of(keg.record.get()).map_or(0, |index| index as u32 + 1),
+                None => 0,
+            };
+            Self::write_record(core, record, keg_index);
         }
         if let Some(keg) = core.keg()
             && !core.is_secondary.get()
@@ -347,9 +359,15 @@ impl<P: Platform> System<P> {
         }
     }
 
+    /// Where in the object a record is; `None` for one outside of it.
+    fn record_index_of(&self, record: *const ZoneRecord) -> Option<usize> {
+        let offset = (record as usize).checked_sub(self.stats().zone_ptr(0) as usize)?;
+        Some(offset / size_of::<ZoneRecord>()).filter(|&index| index < ZONES)
+    }
+
     /// # Safety
     /// 1. `record` is the zone's own.
-    unsafe fn write_record(core: &ZoneCore<P>, record: *mut ZoneRecord) {
+    unsafe fn write_record(core: &ZoneCore<P>, record: *mut ZoneRecord, keg_index: u32) {
         use abi::zone_flag;
         let flags = core.flags.get();
         let kind = if core.is_secondary.get() {
@@ -369,6 +387,12 @@ impl<P: Platform> System<P> {
             (*record).name = core.name.get();
             (*record).item_bytes = core.item_bytes.get() as u32;
             (*record).size_bit = u32::MAX;
+            (*record).domains = P::domains() as u32;
+            if let Some(keg) = core.keg() {
+                (*record).stride_bytes = keg.cut().layout.stride_bytes as u32;
+                (*record).align = keg.cut().layout.align as u32;
+                (*record).keg = keg_index;
+            }
             if let Some(keg) = core.keg().filter(|_| kind == 0) {
                 let layout = &keg.cut().layout;
                 (*record).slab_bytes = layout.slab_bytes as u32;
@@ -466,6 +490,7 @@ impl<P: Platform> RawZone<'_, P> {
             core.next.set(list.idle_zones);
         }
         list.idle_zones = this;
+        self.system.registry.zones.fetch_sub(1, Ordering::Relaxed);
         if record_index < ZONES {
             list.idle_records[record_index / 64] |= 1 << (record_index % 64);
         }
@@ -475,6 +500,7 @@ impl<P: Platform> RawZone<'_, P> {
     /// The last zone is gone: what is left of the keg are slabs with lost items. Returns their pages.
     fn lose_keg(&self, keg: &KegCore<P>) -> usize {
         keg.reserve.store(0, Ordering::Relaxed);
+        keg.low_water.store(0, Ordering::Relaxed);
         self.system.keg_trim(keg, 0);
         // Items that are freed from now on are nobody's.
         keg.generation.fetch_add(1, Ordering::SeqCst);

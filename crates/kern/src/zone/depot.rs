@@ -7,9 +7,9 @@ use platform::Platform;
 
 use super::RawZone;
 use super::alloc::Detached;
-use super::config::How;
+use super::config::{Flags, How};
 use super::core::{Depots, special};
-use super::keg::Change;
+use super::keg::{Change, domain_record};
 use super::slab::FREE;
 use crate::bucket::BucketPtr;
 
@@ -18,6 +18,11 @@ use crate::bucket::BucketPtr;
 pub(super) const STRAY: u8 = 255;
 /// Full buckets a depot keeps per CPU identity.
 const DEPOT_BUCKETS_PER_ID: usize = 8;
+/// A depot that was given so many times what it may hold, and nothing was taken from it, is let go, as those of the size classes are: the program
+/// shrinks, and items in buckets keep their slabs from becoming empty.
+const IDLE_TURNS: usize = 2;
+/// Buckets of a zone that shrinks are made smaller down to so many items.
+const SHRUNK_BUCKET_LEAST: usize = 63;
 /// Items that are put back, or asked of an import function, at a time.
 pub(super) const BATCH: usize = 32;
 
@@ -62,12 +67,23 @@ impl<P: Platform> Drop for Spare<'_, '_, P> {
 impl<P: Platform> RawZone<'_, P> {
     /// How many items a new bucket should hold; 0 for none.
     pub(super) fn bucket_items(&self) -> usize {
-        let size = self.core.bucket_size.load(Ordering::Relaxed);
+        let size = self.core.bucket_size.load(Ordering::Relaxed).min(self.bucket_cap());
         match self.core.max_cache.load(Ordering::Relaxed) {
             usize::MAX => size,
             // Caches hold two buckets per slot, three where there are items on their way home.
             most => size.min(most / (3 * self.system.slot_table().count())),
         }
+    }
+
+    /// Most items that a bucket may have, as of the item size, the zone's own cap and the one for all.
+    fn bucket_cap(&self) -> usize {
+        let set = |word: &abi::AtomicU64| match word.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            items => usize::try_from(items).unwrap_or(usize::MAX),
+        };
+        let own = set(&self.core.record().bucket_size_max);
+        let all = set(&self.system.stats().header().control.bucket_size_max);
+        bucket_max(self.core.item_bytes.get()).min(own).min(all)
     }
 
     /// A bucket with items: from the depot, or filled. `None` when that would take waiting.
@@ -80,7 +96,7 @@ impl<P: Platform> RawZone<'_, P> {
             return None;
         }
         // Twice as large at each miss: a zone that is little used caches little.
-        let larger = (size * 2 + 1).min(bucket_max(self.core.item_bytes.get()));
+        let larger = (size * 2 + 1).min(self.bucket_cap());
         self.core.bucket_size.fetch_max(larger, Ordering::Relaxed);
         self.core.record().bucket_size.store(larger as u64, Ordering::Relaxed);
         let bucket = self.system.pool.lock().get(&self.system.meta, size)?;
@@ -129,9 +145,15 @@ impl<P: Platform> RawZone<'_, P> {
     pub(super) fn with_depot<R>(&self, domain: usize, f: impl FnOnce(&mut Depots) -> R) -> R {
         let mut depots = self.core.depot(domain).lock();
         let items = |depots: &Depots| depots.ready.items + depots.pending_items();
-        let change = Change::of(&self.core.record().depot, items(&depots));
+        let record = self.core.record();
+        let here = domain_record(record, domain);
+        let changes = [&record.depot, &here.depot].map(|counter| Change::of(counter, items(&depots)));
         let result = f(&mut depots);
-        change.to(items(&depots));
+        changes.into_iter().for_each(|change| change.to(items(&depots)));
+        let set = &depots.working_set;
+        for (counter, value) in [(&here.most, set.most), (&here.least, set.least), (&here.working_set, set.estimate)] {
+            counter.store(value as u64, Ordering::Relaxed);
+        }
         result
     }
 
@@ -154,18 +176,24 @@ impl<P: Platform> RawZone<'_, P> {
             usize::MAX => usize::MAX,
             share => share / P::domains(),
         };
-        let refused = self.with_depot(domain, |depots| {
+        let may_trim = !self.core.flags.get().has(Flags::NOTRIM);
+        let (refused, idle) = self.with_depot(domain, |depots| {
             let items = depots.ready.items + bucket.count();
             // Under the lock: a sleeper sets the bit before he empties the depot.
             if self.core.special() & special::PAST_CACHES != 0 || items > most_items {
-                return Some(bucket);
+                return (Some(bucket), false);
             }
             let refused = depots.ready.push(bucket, most).err();
             depots.note();
-            refused
+            (refused, may_trim && depots.ready.idle_pushes() > IDLE_TURNS * most)
         });
         if let Some(bucket) = refused {
             self.empty(bucket);
+        }
+        if idle {
+            let size = self.core.bucket_size.load(Ordering::Relaxed);
+            self.core.bucket_size.store((size / 2).max(SHRUNK_BUCKET_LEAST).min(size), Ordering::Relaxed);
+            self.drain_depot(domain, usize::MAX);
         }
     }
 

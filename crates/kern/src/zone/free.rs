@@ -155,6 +155,7 @@ impl<P: Platform> RawZone<'_, P> {
             Pushed::Done => {}
             Pushed::Past => self.free_past(entry),
             Pushed::Wants(_) => {
+                self.look();
                 let size = self.bucket_items();
                 let bucket = if size == 0 { None } else { self.system.pool.lock().get(&self.system.meta, size) };
                 match bucket {

@@ -37,7 +37,7 @@ impl<P: Platform> RawZone<'_, P> {
         want: usize,
         how: How,
     ) -> Result<usize, Fail> {
-        let paid = self.core.limit.lock().take(want);
+        let paid = self.pay(want);
         if paid == 0 {
             return Err(Fail::Limit);
         }
@@ -164,13 +164,26 @@ impl<P: Platform> RawZone<'_, P> {
         Ok(entry)
     }
 
+    /// Pays for up to `want` items at the limit.
+    fn pay(&self, want: usize) -> usize {
+        let mut limit = self.core.limit.lock();
+        let paid = limit.take(want);
+        self.show(&limit);
+        paid
+    }
+
+    /// Under the limit's lock: what readers see of it.
+    fn show(&self, limit: &Limit) {
+        self.core.record().limit_items.store(limit.items() as u64, Ordering::Relaxed);
+    }
+
     /// Room for one item under the limit.
     fn pay_one(&self, how: How) -> Result<(), Fail> {
-        if self.core.limit.lock().take(1) == 1 {
+        if self.pay(1) == 1 {
             return Ok(());
         }
         self.fetch_back();
-        if self.core.limit.lock().take(1) == 1 {
+        if self.pay(1) == 1 {
             return Ok(());
         }
         self.tell_limit();
@@ -188,7 +201,7 @@ impl<P: Platform> RawZone<'_, P> {
         {
             let mut limit = self.core.limit.lock();
             if limit.take(1) == 1 {
-                return;
+                return self.show(&limit);
             }
             // SAFETY: 1. it stays here until granted: the loop below ends no sooner.
             unsafe { limit.enqueue(node) };
@@ -283,6 +296,7 @@ impl<P: Platform> RawZone<'_, P> {
             let mut limit = self.core.limit.lock();
             let granted = change(&mut limit);
             self.update_special(&limit);
+            self.show(&limit);
             granted
         };
         if granted {

@@ -2,8 +2,8 @@
 
 use core::ptr::{NonNull, null_mut};
 
-use abi::{AtomicU64, CacheEntry, Ordering, page};
-use platform::Platform;
+use abi::{AtomicU64, CacheEntry, Ordering, ZONE_DOMAINS, ZoneDomain, ZoneRecord, page};
+use platform::{PageKind, Platform};
 
 use super::config::{Fail, Flags, How, Wait};
 use super::core::KegCore;
@@ -28,6 +28,11 @@ impl<'a> Change<'a> {
             self.counter.fetch_add((after as u64).wrapping_sub(self.before as u64), Ordering::Relaxed);
         }
     }
+}
+
+/// What a zone's record says of a domain.
+pub(super) fn domain_record(record: &ZoneRecord, domain: usize) -> &ZoneDomain {
+    &record.by_domain[domain.min(ZONE_DOMAINS - 1)]
 }
 
 /// What a keg's counts were, to tell its record how they changed.
@@ -57,9 +62,16 @@ impl<P: Platform> System<P> {
         let before = Counts::of(&slabs);
         let result = f(&mut slabs);
         let record = keg.record();
-        Change::of(&record.slab_free, before.free_items).to(slabs.free_items);
-        Change::of(&record.slabs, before.slabs).to(slabs.slabs);
-        Change::of(&record.slabs_idle, before.empties).to(slabs.empties);
+        let here = domain_record(record, domain);
+        for counter in [&record.slab_free, &here.free_items] {
+            Change::of(counter, before.free_items).to(slabs.free_items);
+        }
+        for counter in [&record.slabs, &here.slabs] {
+            Change::of(counter, before.slabs).to(slabs.slabs);
+        }
+        for counter in [&record.slabs_idle, &here.free_slabs] {
+            Change::of(counter, before.empties).to(slabs.empties);
+        }
         if slabs.slabs > before.slabs {
             record.slabs_imported.fetch_add((slabs.slabs - before.slabs) as u64, Ordering::Relaxed);
             record.slabs_high_water.fetch_max(record.slabs.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -90,7 +102,12 @@ impl<P: Platform> System<P> {
         loop {
             match take(domain) {
                 0 => {}
-                got => return Ok(got),
+                got => {
+                    if keg.low_water.load(Ordering::Relaxed) != 0 {
+                        self.refill_to_low_water(keg, domain);
+                    }
+                    return Ok(got);
+                }
             }
             // Others may take what the new slab brings: then another is made.
             if let Err(fail) = self.add_slab_to(keg, domain, how.wait) {
@@ -100,11 +117,24 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Free items go back into their slabs; slabs that become empty go back to the system, but for one.
+    /// Makes slabs until as many items are free in the domain as are to be, if there is memory for them. Never sleeps.
+    #[cold]
+    pub(super) fn refill_to_low_water(&self, keg: &KegCore<P>, domain: usize) -> bool {
+        let low = keg.low_water.load(Ordering::Relaxed);
+        while keg.domain(domain).lock().free_items < low {
+            if self.add_slab_to(keg, domain, Wait::No).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Free items go back into their slabs; slabs that become empty go back to the system, but for one (or as many as the high-water mark
+    /// allows).
     pub(super) fn zone_keg_put(&self, keg: &KegCore<P>, items: &[CacheEntry]) {
         let mut doomed = null_mut();
-        let keep = if keg.flags.get().has(Flags::NOFREE) { usize::MAX } else { 1 };
-        let floor = keg.reserve.load(Ordering::Relaxed);
+        let keep = if keg.flags.get().has(Flags::NOFREE) { usize::MAX } else { keg.idle_slabs.load(Ordering::Relaxed) };
+        let floor = keg.floor();
         for part in items.chunks(BATCH) {
             let mut slabs = [null_mut(); BATCH];
             for (slab, entry) in slabs.iter_mut().zip(part) {
@@ -140,7 +170,7 @@ impl<P: Platform> System<P> {
     /// Gives empty slabs back, down to `keep` per domain. Returns how many.
     pub(super) fn keg_trim(&self, keg: &KegCore<P>, keep: usize) -> usize {
         let (mut doomed, mut count) = (null_mut(), 0);
-        let floor = keg.reserve.load(Ordering::Relaxed);
+        let floor = keg.floor();
         for domain in 0..keg.domains {
             self.with_slabs(keg, domain, |list| {
                 while let Some(slab) = list.take_empty(keep, floor) {
@@ -207,6 +237,12 @@ impl<P: Platform> System<P> {
             None => {
                 let start = self.page_alloc(layout.slab_bytes, layout.slab_align)?;
                 P::place_pages(start, layout.slab_bytes, domain);
+                if keg.flags.get().has(Flags::NODUMP) {
+                    // SAFETY: 1. fresh pages, ours. A hint: a port that cannot dumps them.
+                    unsafe {
+                        P::set_page_kind(start, layout.slab_bytes, PageKind { executable: false, dumped: false })
+                    };
+                }
                 self.stats().header().pages_slab.fetch_add(Self::slab_pages(keg) as u64, Ordering::Relaxed);
                 Some(start)
             }
@@ -220,6 +256,10 @@ impl<P: Platform> System<P> {
             Some(supply) => unsafe { (supply.free)(supply.context, start as *mut u8, bytes) },
             None => {
                 self.stats().header().pages_slab.fetch_sub(Self::slab_pages(keg) as u64, Ordering::Relaxed);
+                if keg.flags.get().has(Flags::NODUMP) {
+                    // SAFETY: 1. pages of a slab that nobody uses.
+                    unsafe { P::set_page_kind(start, bytes, PageKind::ORDINARY) };
+                }
                 self.page_free(start, bytes);
             }
         }

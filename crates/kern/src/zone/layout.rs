@@ -36,6 +36,8 @@ pub(crate) struct Want {
     pub(crate) cache_spread: bool,
     /// Copies of each item, a page apart; 0 for ordinary items.
     pub(crate) copies: usize,
+    /// Slabs do not grow beyond a page for the sake of less waste.
+    pub(crate) one_page: bool,
 }
 
 /// Where things are in a slab.
@@ -43,6 +45,8 @@ pub(crate) struct Want {
 pub(crate) struct KegLayout {
     /// From item to item.
     pub(crate) stride_bytes: usize,
+    /// Alignment of every item.
+    pub(crate) align: usize,
     /// Pages of a slab, in bytes.
     pub(crate) slab_bytes: usize,
     /// Alignment of a slab.
@@ -85,7 +89,8 @@ impl KegLayout {
         }
         let needed = stride.div_ceil(page);
         let mut best: Option<Self> = None;
-        for pages in needed..=needed + MAX_GROWTH {
+        let growth = if want.one_page { 0 } else { MAX_GROWTH };
+        for pages in needed..=needed + growth {
             for offpage in [false, true] {
                 if want.offpage && !offpage {
                     continue;
@@ -115,6 +120,7 @@ impl KegLayout {
                 let left = slab_bytes - first_offset - items * stride;
                 return Some(Self {
                     stride_bytes: stride,
+                    align: want.align,
                     slab_bytes,
                     slab_align: want.align.max(want.page_bytes),
                     items,
@@ -140,6 +146,7 @@ impl KegLayout {
         let (states_offset, descriptor_bytes) = Self::descriptor(items);
         Ok(Self {
             stride_bytes: stride,
+            align: want.align,
             slab_bytes: want.page_bytes * want.copies,
             slab_align: want.page_bytes,
             items,
@@ -177,7 +184,7 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn want(item_bytes: usize, align: usize) -> Want {
-        Want { item_bytes, align, page_bytes: PAGE, offpage: false, cache_spread: false, copies: 0 }
+        Want { item_bytes, align, page_bytes: PAGE, offpage: false, cache_spread: false, copies: 0, one_page: false }
     }
 
     fn check(want: &Want) -> KegLayout {

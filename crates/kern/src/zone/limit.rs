@@ -89,6 +89,11 @@ impl Limit {
         self.grant()
     }
 
+    /// Nobody sleeps: in the child of a fork, where the sleepers' stacks are nobody's.
+    pub(crate) fn forget_sleepers(&mut self) {
+        (self.head, self.tail, self.sleepers) = (ptr::null_mut(), ptr::null_mut(), 0);
+    }
+
     /// See [`give`](Self::give); 0 is no limit.
     #[must_use]
     pub(crate) fn set_max(&mut self, max: usize) -> bool {

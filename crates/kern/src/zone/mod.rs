@@ -52,6 +52,7 @@ mod keg;
 mod layout;
 mod limit;
 mod moves;
+mod quantum;
 mod readers;
 mod reclaim;
 mod show;
@@ -67,6 +68,7 @@ pub use config::{
 pub use control::{ItemInfo, ZoneStats};
 pub use create::Destroyed;
 pub use moves::{MoveReply, Mover};
+pub use quantum::QuantumZones;
 pub use readers::SmrSection;
 pub use typed::{Zone, ZoneBox};
 

@@ -47,7 +47,7 @@ impl<P: Platform> RawZone<'_, P> {
     /// Sets or takes away the move callback. kmem_cache_set_move(9).
     ///
     /// # Safety
-    /// 1. `mover.offer` may be called with `mover.context` during [`defragment`](Self::defragment).
+    /// 1. `mover.offer` may be called with `mover.context` during [`defragment`](Self::defragment) and [`System::trim`](crate::System::trim).
     #[doc(alias = "kmem_cache_set_move")]
     pub unsafe fn set_move(&self, mover: Option<Mover>) {
         *self.core.mover.lock() = mover;

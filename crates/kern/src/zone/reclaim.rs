@@ -8,8 +8,11 @@ use super::config::{Flags, Reclaim};
 use super::core::{KegCore, ZoneCache, ZoneCore, special};
 use crate::System;
 
-/// The working set is estimated anew, and a zone trimmed to it, so often (uma(9)).
-const LOOK_EVERY_NS: u64 = 20_000_000_000;
+/// The working set is estimated anew, and a zone trimmed to it, at most so often. (uma(9) has 20 s; a process is to be small a second after its
+/// peak.)
+const LOOK_EVERY_NS: u64 = 1_000_000_000;
+/// In the background of other calls the time is asked at every so manieth slow path: in a process that is a system call.
+const TURNS: u32 = 16;
 
 impl<P: Platform> RawZone<'_, P> {
     /// Gives memory back that the zone holds without need. Takes locks and runs `fini` and (SMR) `dtor`; never sleeps. `uma_zone_reclaim`.
@@ -66,7 +69,7 @@ impl<P: Platform> RawZone<'_, P> {
     }
 
     /// Up to so many items of a depot (and the bucket that reaches the number) go back to the keg.
-    fn drain_depot(&self, domain: usize, mut items: usize) {
+    pub(super) fn drain_depot(&self, domain: usize, mut items: usize) {
         while items > 0
             && let Some(bucket) = self.depot_pop(domain)
         {
@@ -75,15 +78,28 @@ impl<P: Platform> RawZone<'_, P> {
         }
     }
 
-    /// Off the fast path, now and then.
+    /// Off the fast path: the zone is trimmed when a second has passed since the last time, and what was asked of the system is done.
     pub(super) fn look(&self) {
-        let now = P::now_ns();
+        self.look_at(P::now_ns());
+        self.system.obey();
+    }
+
+    fn look_at(&self, now: u64) {
         let last = self.core.last_look_ns.load(Ordering::Relaxed);
         if now.wrapping_sub(last) >= LOOK_EVERY_NS
             && self.core.last_look_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             self.trim();
         }
+    }
+
+    /// Does giving memory back run nothing of its maker's: no `fini`, no deferred `dtor`, no supply or source of its own? Then it can be done
+    /// inside of any call. (What the maker's functions lock, somebody may hold who calls malloc for something else.)
+    fn is_quiet(&self) -> bool {
+        let own = self.core.callbacks();
+        let defers = self.core.special() & special::SMR != 0 && own.dtor.is_some();
+        let keg = self.core.keg().is_some_and(|keg| keg.callbacks().fini.is_none() && keg.supply.get().is_none());
+        keg && own.fini.is_none() && !defers
     }
 
     /// Estimates the working set anew, and lets go what lies beyond it: max(¾ of the estimate before, what the depot's content
@@ -196,14 +212,70 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Trims every zone to its working set, at most once a second however often it is called; for a port's timer. Never sleeps.
+    /// Trims every zone to its working set, each at most once a second however often it is called; for a port's timer. Runs `fini` and (SMR)
+    /// `dtor`; never sleeps.
+    ///
+    /// Where nobody calls it, slow paths of any call trim zones that have no callbacks to run, and slow paths of a zone's own calls trim it.
     pub fn tick_zones(&self) {
-        let now = P::now_ns();
-        let last = self.registry.last_tick_ns.load(Ordering::Relaxed);
-        let due = last == 0 || now.wrapping_sub(last) >= 1_000_000_000;
-        if due && self.registry.last_tick_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.reclaim_zones(Reclaim::Trim);
+        if self.is_booted() {
+            let now = P::now_ns();
+            self.each_zone(|zone| zone.look_at(now));
         }
+    }
+
+    /// In the background of other calls, with no lock and no slot held: zones that nobody calls are trimmed. One load while there are none.
+    #[inline]
+    pub(crate) fn trim_in_background(&self) {
+        if self.registry.zones.load(Ordering::Relaxed) != 0 {
+            self.trim_in_background_cold();
+        }
+    }
+
+    #[cold]
+    fn trim_in_background_cold(&self) {
+        let registry = &self.registry;
+        // Two that count at once count one: no matter.
+        let turn = registry.turns.load(Ordering::Relaxed).wrapping_add(1);
+        registry.turns.store(turn, Ordering::Relaxed);
+        if !turn.is_multiple_of(TURNS) {
+            return;
+        }
+        let now = P::now_ns();
+        let last = registry.last_tick_ns.load(Ordering::Relaxed);
+        if now.wrapping_sub(last) >= LOOK_EVERY_NS
+            && registry.last_tick_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            self.each_quiet_zone(|zone| zone.look_at(now));
+        }
+    }
+
+    /// [`reclaim`](RawZone::reclaim) for those zones that can be reclaimed inside of any call.
+    pub(crate) fn reclaim_quiet_zones(&self, how: Reclaim) {
+        self.each_quiet_zone(|zone| zone.reclaim(how));
+    }
+
+    fn each_quiet_zone(&self, f: impl Fn(RawZone<'_, P>)) {
+        self.each_zone(|zone| {
+            if zone.is_quiet() {
+                f(zone);
+            }
+        });
+    }
+
+    /// Gives back all that is free, as [`reclaim`](Self::reclaim) does, has owners move items out of nearly empty slabs
+    /// ([`RawZone::defragment`]), and gives back what that frees. Returns whether memory went back. The caller holds no lock that a callback of a
+    /// zone takes. *May sleep* if a move callback does. malloc_trim(3).
+    #[doc(alias = "malloc_trim")]
+    pub fn trim(&self) -> bool {
+        let mut back = self.reclaim();
+        let mut moved = 0;
+        if self.is_booted() {
+            self.each_zone(|zone| moved += zone.defragment());
+        }
+        if moved > 0 {
+            back |= self.reclaim();
+        }
+        back
     }
 
     /// A CPU is gone: what its caches hold, of zones and size classes, goes to where the others find it. Never sleeps. Call it after the
@@ -239,6 +311,24 @@ impl<P: Platform> System<P> {
             (0..P::domains()).for_each(|domain| core.depot(domain).raw().lock());
         });
         self.registry.smr.raw_lock().lock();
+    }
+
+    /// For the child of a fork: nobody sleeps on a zone here.
+    ///
+    /// # Safety
+    /// 1. After [`freeze_zones`](Self::freeze_zones), in a process with one thread.
+    pub(crate) unsafe fn forget_zone_sleepers(&self) {
+        self.registry.memory_sleepers.store(0, Ordering::Relaxed);
+        self.each_zone_record(|core| {
+            // SAFETY: 1. the lock is held.
+            unsafe { (*core.limit.as_ptr()).forget_sleepers() };
+            core.memory_sleepers.store(0, Ordering::Relaxed);
+            core.visitors.store(0, Ordering::Relaxed);
+            core.special.fetch_and(!special::SLEEPERS, Ordering::Relaxed);
+            if let Some(record) = core.shown_record() {
+                record.sleepers.store(0, Ordering::Relaxed);
+            }
+        });
     }
 
     /// The locks of kegs, which come after the bucket pool's.

@@ -59,7 +59,10 @@ impl<'s, P: Platform, T: Send> Zone<'s, P, T> {
     /// As [`System::zcreate`].
     pub fn new(system: &'s System<P>, name: &str, make: fn() -> Option<T>) -> Result<Self, ZoneError> {
         // SAFETY: 1. `init` and `fini` are for items of a `T`, and the context is what they want.
-        let callbacks = unsafe { Callbacks::new(context_of(make)) }.init(init::<T>).fini(fini::<T>);
+        let mut callbacks = unsafe { Callbacks::new(context_of(make)) }.init(init::<T>);
+        if core::mem::needs_drop::<T>() {
+            callbacks = callbacks.fini(fini::<T>);
+        }
         // A value without size takes a byte, so that every owner has an address of his own.
         let config = ZoneConfig { callbacks, ..ZoneConfig::new(name, size_of::<T>().max(1), align_of::<T>()) };
         Ok(Self { raw: system.zcreate(&config)?, values: PhantomData })

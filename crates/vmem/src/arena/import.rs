@@ -11,7 +11,6 @@ use crate::tag::{Segment, SegmentKind};
 impl<S: System> Arena<'_, S> {
     #[cold]
     pub(super) fn alloc_slow(&self, request: &Request, wait: Wait, mut error: Error) -> Result<usize, Error> {
-        let attempt = |wait| self.take(wait, |raw| raw.xalloc(request)).or_else(|_| self.import(request, wait));
         let try_wait = if wait == Wait::Sleep { Wait::NoSleep } else { wait };
         if error == Error::NoSpace {
             match self.import(request, try_wait) {
@@ -20,7 +19,7 @@ impl<S: System> Arena<'_, S> {
             }
         }
         if wait != Wait::Reserve && self.reclaim(request.size) {
-            match attempt(try_wait) {
+            match self.attempt(request, try_wait) {
                 Err(now) if now.is_shortage() => error = now,
                 done => return done,
             }
@@ -29,18 +28,35 @@ impl<S: System> Arena<'_, S> {
             self.inner.lock().fails += 1;
             return Err(error);
         }
-        loop {
+        self.sleep_in_line(request)
+    }
+
+    fn attempt(&self, request: &Request, wait: Wait) -> Result<usize, Error> {
+        self.take(wait, |raw| raw.xalloc(request)).or_else(|_| self.import(request, wait))
+    }
+
+    /// Sleeps until it is this request's turn and there is space for it.
+    #[cold]
+    pub(super) fn sleep_in_line(&self, request: &Request) -> Result<usize, Error> {
+        let place = self.queue.join(request.size);
+        let result = loop {
             let sleeper = S::channel().enter();
-            // The last look, see Channel::wake. It includes the caches, for a range that was freed into one before
-            // we were counted woke nobody. The tag source and the parent may sleep in it.
-            self.reclaim(request.size);
-            match attempt(Wait::Sleep) {
-                Err(error) if error.is_shortage() => {}
-                done => return done,
+            if place.is_first() {
+                // The last look, see Channel::wake. It includes the caches, for a range that was freed into one before
+                // we were counted woke nobody. The tag source and the parent may sleep in it.
+                self.reclaim(request.size);
+                match self.attempt(request, Wait::Sleep) {
+                    Err(error) if error.is_shortage() => {}
+                    done => break done,
+                }
             }
             self.inner.lock().waits += 1;
             sleeper.wait::<S>();
-        }
+        };
+        drop(place);
+        // The next in line may look now.
+        S::channel().wake::<S>();
+        result
     }
 
     /// Lets go of what is kept in case; whether there was anything to be asked.

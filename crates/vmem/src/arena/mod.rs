@@ -2,6 +2,7 @@
 
 mod ask;
 mod import;
+mod queue;
 mod upkeep;
 
 use crate::error::Error;
@@ -69,8 +70,12 @@ impl Inner<'_> {
 /// 3. An import from the parent, if one could serve whatever its address: a request with bounds imports nothing, one
 ///    with alignment imports as much as that may cost.
 /// 4. The caches are drained and the reclaim function is called; then 2 and 3 again, once.
-/// 5. [`Wait::Sleep`] sleeps until something is freed, here or in any arena of the system, and begins again at 2.
-///    Otherwise the request fails.
+/// 5. [`Wait::Sleep`] sleeps until something is freed, here or in any arena of the system, and begins again at 2. Requests whose sizes have
+///    the same power of two below them are served in the order in which they came, and one that may sleep does not overtake
+///    those who do. Otherwise the request fails.
+///
+/// A request that may sleep where [`System::may_sleep`] says no is [reported](System::sleep_forbidden), also when there is space, and served
+/// without sleep.
 ///
 /// # Lock order
 ///
@@ -96,6 +101,8 @@ pub struct Arena<'a, S: System> {
     name: &'static str,
     quantum: usize,
     inner: Lock<S::Lock, Inner<'a>>,
+    /// Who sleeps, in order.
+    queue: queue::Queue,
     system: PhantomData<S>,
 }
 
@@ -129,6 +136,7 @@ impl<'a, S: System> Arena<'a, S> {
             name,
             quantum,
             inner: Lock::new(inner),
+            queue: queue::Queue::new(),
             system: PhantomData,
         }
     }
@@ -234,9 +242,13 @@ impl<'a, S: System> Arena<'a, S> {
     /// Returns the first address, for [`Arena::free`]. Sleeps only with [`Wait::Sleep`].
     ///
     /// # Errors
-    /// [`Error::NoSpace`] and [`Error::NoTags`], never with [`Wait::Sleep`]; [`Error::Invalid`] for size 0.
+    /// [`Error::NoSpace`] and [`Error::NoTags`], never with [`Wait::Sleep`] where the caller may sleep; [`Error::Invalid`] for size 0.
     #[doc(alias = "vmem_alloc")]
     pub fn alloc(&self, size: usize, fit: Fit, wait: Wait) -> Result<usize, Error> {
+        let wait = self.check_sleep(wait);
+        if wait == Wait::Sleep && self.queue.is_waited_for(size) {
+            return self.sleep_in_line(&Request { fit, ..Request::new(size) });
+        }
         // What the cache can't give, for want of ranges or of memory for itself, the arena may have.
         if wait != Wait::Reserve
             && let Some((cache, quanta)) = self.cached(size)
@@ -267,6 +279,18 @@ impl<'a, S: System> Arena<'a, S> {
         self.xfree(addr, size)
     }
 
+    /// What a request may do about waiting where it is made.
+    #[inline]
+    fn check_sleep(&self, wait: Wait) -> Wait {
+        if wait == Wait::Sleep
+            && let Err(what) = S::may_sleep()
+        {
+            S::sleep_forbidden(self.name, what);
+            return Wait::NoSleep;
+        }
+        wait
+    }
+
     #[inline]
     fn cached(&self, size: usize) -> Option<(&'a dyn QuantumCache, usize)> {
         let cache = self.cache?;
@@ -276,10 +300,14 @@ impl<'a, S: System> Arena<'a, S> {
     /// Allocates under constraints, past the caches. For [`Arena::xfree`]. Sleeps only with [`Wait::Sleep`].
     ///
     /// # Errors
-    /// [`Error::NoSpace`] and [`Error::NoTags`], never with [`Wait::Sleep`]; [`Error::Invalid`] if no address at all
-    /// could meet the request.
+    /// [`Error::NoSpace`] and [`Error::NoTags`], never with [`Wait::Sleep`] where the caller may sleep; [`Error::Invalid`] if no address at
+    /// all could meet the request.
     #[doc(alias = "vmem_xalloc")]
     pub fn xalloc(&self, request: &Request, wait: Wait) -> Result<usize, Error> {
+        let wait = self.check_sleep(wait);
+        if wait == Wait::Sleep && self.queue.is_waited_for(request.size) {
+            return self.sleep_in_line(request);
+        }
         match self.take(wait, |raw| raw.xalloc(request)) {
             Err(error) if error.is_shortage() => self.alloc_slow(request, wait, error),
             done => done,
