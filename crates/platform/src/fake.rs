@@ -125,6 +125,8 @@ impl Call {
 struct Script {
     made: AtomicU64,
     failed: AtomicU64,
+    /// Of these, those that the script wanted.
+    injected: AtomicU64,
     /// Number of the call that fails, 0 for none.
     fail_at: AtomicU64,
     /// Every so many calls one fails, 0 for none.
@@ -215,6 +217,7 @@ impl Inner {
         let fails = script.fail_at.load(Ordering::Relaxed) == number || (every != 0 && number.is_multiple_of(every));
         if fails {
             script.failed.fetch_add(1, Ordering::Relaxed);
+            script.injected.fetch_add(1, Ordering::Relaxed);
         }
         fails
     }
@@ -468,6 +471,19 @@ impl Machine {
     #[must_use]
     pub fn failed(&self, call: Call) -> u64 {
         self.inner.scripts[call as usize].failed.load(Ordering::Relaxed)
+    }
+
+    /// How many calls of all kinds failed because the script said so.
+    #[must_use]
+    pub fn injected(&self) -> u64 {
+        self.inner.scripts.iter().map(|script| script.injected.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A thread of the test has failed: those that wait on this machine, asleep or for a lock, panic instead of waiting for it in vain.
+    pub fn give_up(&self) {
+        self.inner.broken.store(true, Ordering::Relaxed);
+        drop(SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner));
+        WOKEN.notify_all();
     }
 
     /// Lets time pass.
@@ -806,6 +822,10 @@ unsafe impl Platform for Fake {
         }
         while word.load(Ordering::SeqCst) == seen {
             let left = deadline.saturating_duration_since(Instant::now());
+            if machine.broken.load(Ordering::Relaxed) {
+                drop(asleep);
+                panic!("fake platform: wait: gives up, since another thread failed");
+            }
             if left.is_zero() {
                 machine.breach(format_args!("wait: nobody wakes the sleeper"));
             }

@@ -187,8 +187,15 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     /// # Safety
     /// 1. `table` is the bound one.
     unsafe fn claim_all(table: &SlotTable) -> bool {
-        // SAFETY: 1., each slot is one of the table.
-        (0..table.count()).all(|index| unsafe { Self::claim_remote(table.slot(index)) })
+        for index in 0..table.count() {
+            // SAFETY: 1., each slot is one of the table.
+            if unsafe { !Self::claim_remote(table.slot(index)) } {
+                // SAFETY: 1. claimed just now.
+                (0..index).for_each(|taken| unsafe { Self::leave(table.slot(taken)) });
+                return false;
+            }
+        }
+        true
     }
 
     /// NUMA domain of a slot's CPU, below [`domains`](Self::domains).

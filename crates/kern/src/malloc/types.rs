@@ -310,7 +310,11 @@ impl<P: Platform> Malloc<'_, P> {
             self.type_misuse(Misuse::TypeList, ty);
             return Err(TypeError::NotAttached(ty.short_description));
         };
-        let totals = self.system.totals(id);
+        let mut totals = self.system.totals(id);
+        if totals.in_use() != 0 {
+            // Nobody is accused of a leak for a free that was on its way into the sum.
+            totals = self.system.totals_at_rest(id);
+        }
         if totals.in_use() != 0 {
             let mut text = Text::<192>::new();
             text.push(b"Warning: memory type ").push(ty.short_description.as_bytes());

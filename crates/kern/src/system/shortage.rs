@@ -222,7 +222,10 @@ impl<P: Platform> System<P> {
         if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked.load(Ordering::Relaxed) == 0 {
             return;
         }
-        self.obey_cold();
+        // Not in an interrupt: reclaiming runs the callbacks of every zone, which need not be made for that.
+        if !P::in_interrupt() {
+            self.obey_cold();
+        }
     }
 
     /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it.
