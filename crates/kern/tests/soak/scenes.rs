@@ -45,6 +45,9 @@ fn type_limit(soak: &Soak) {
     let held = soak.world.machine.run(|| soak.malloc.malloc(ty, 1000, NoWait, Flags::NONE).unwrap().as_ptr() as usize);
     let sleeper = || free(soak, soak.malloc.malloc(ty, 100, WaitOk, Flags::NONE).as_ptr() as usize);
     sleep(soak, "the limit of a type", &sleeper, &|| free(soak, held));
+    let held = soak.world.machine.run(|| soak.malloc.malloc(ty, 1000, NoWait, Flags::NONE).unwrap().as_ptr() as usize);
+    sleep(soak, "a limit that is lifted", &sleeper, &|| soak.malloc.set_limit(ty, 0));
+    soak.world.machine.run(|| free(soak, held));
 }
 
 fn memory(soak: &Soak) {
@@ -95,6 +98,9 @@ fn zone_limit(soak: &Soak) {
     let give_back = |item: usize| unsafe { zone.free(item as *mut u8) };
     let sleeper = || give_back(zone.alloc(How::WAIT).unwrap().as_ptr() as usize);
     sleep(soak, "the limit of a zone", &sleeper, &|| give_back(held));
+    let held = machine.run(|| zone.alloc(How::NOWAIT).unwrap().as_ptr() as usize);
+    sleep(soak, "a zone's limit that is lifted", &sleeper, &|| zone.set_max(0));
+    machine.run(|| give_back(held));
     // SAFETY: 1. nobody has the handle any more.
     let lost = machine.run(|| unsafe { zone.destroy() });
     assert_eq!(lost, Ok(kern::zone::Destroyed::default()));
