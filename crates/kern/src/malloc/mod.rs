@@ -15,7 +15,7 @@
 //!               reclaim: caches, depots, slabs ─► low-memory handlers ─► asleep until something is freed ─► oom hook
 //! ```
 //!
-//! * `types`: the static objects and the list of them
+//! * `types`: the static objects and the list of them; `state`: the word that says what a type is
 //! * `flags`: waiting as a type, the rest as bits
 //! * `limit`: admission, first come, first served
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
@@ -37,6 +37,7 @@ mod kmem;
 mod limit;
 mod sizing;
 mod special;
+mod state;
 mod types;
 mod wait;
 

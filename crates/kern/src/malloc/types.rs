@@ -1,7 +1,5 @@
-//! Malloc types: static objects, registered on first use, on a list that readers of the statistics see.
-//!
-//! A type's *state word* holds its magic, its special bits and its identity, so that one load and one compare on the way to
-//! an allocation say at once that it is a type, registered and without anything special.
+//! Malloc types: static objects, registered on first use, on a list that readers of the statistics see. What a type is, its *state
+//! word* says (`state`).
 
 use core::cell::Cell;
 use core::ptr::null_mut;
@@ -11,16 +9,9 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use platform::{Misuse, MisuseReport, Platform};
 
 use super::Malloc;
+use super::state::{State, StateWord};
 use crate::stats::TypeId;
 use crate::text::Text;
-
-/// Upper half of the state word of a malloc type (FreeBSD's `M_MAGIC`).
-const MAGIC: u64 = 877_983_977;
-/// Special bits, in the third 16 bits of the word; no bit set means registered and ordinary.
-const SPECIAL_NEW: u64 = 1 << 16;
-const SPECIAL_LIMIT: u64 = 2 << 16;
-const SPECIAL_BITS: u64 = 0xffff << 16;
-const ID_BITS: u64 = 0xffff;
 
 /// A malloc type. Made with [`malloc_define!`](crate::malloc_define); `MALLOC_DEFINE` of malloc(9).
 ///
@@ -32,8 +23,8 @@ pub struct MallocType {
     short_description: &'static str,
     long_description: &'static str,
     limit_at_definition: usize,
-    /// Magic, special bits, id plus one. Changes at registration and with the limit.
-    state: AtomicU64,
+    /// Changes at registration and with the limit.
+    state: StateWord,
     // Under the list's lock.
     next: AtomicPtr<MallocType>,
     /// Bytes admitted under the limit that are not counted as in use yet.
@@ -92,7 +83,7 @@ impl MallocType {
             short_description,
             long_description,
             limit_at_definition: limit_bytes,
-            state: AtomicU64::new(MAGIC << 32 | SPECIAL_NEW),
+            state: StateWord(AtomicU64::new(StateWord::NEW)),
             next: AtomicPtr::new(null_mut()),
             pending_bytes: AtomicU64::new(0),
             next_ticket: AtomicU32::new(0),
@@ -116,7 +107,7 @@ impl MallocType {
     /// The type's id in its allocator, once it is attached.
     #[must_use]
     pub fn id(&self) -> Option<TypeId> {
-        ((self.state.load(Ordering::Acquire) & ID_BITS) as usize).checked_sub(1).and_then(TypeId::new)
+        self.state.index().and_then(TypeId::new)
     }
 
     /// A word for the definer: trace probes, its own statistics. Null at first; forgotten when the type is detached.
@@ -132,11 +123,7 @@ impl MallocType {
 
     /// Sets or clears the special bit of a limit.
     pub(super) fn set_limited(&self, limited: bool) {
-        if limited {
-            self.state.fetch_or(SPECIAL_LIMIT, Ordering::AcqRel);
-        } else {
-            self.state.fetch_and(!SPECIAL_LIMIT, Ordering::AcqRel);
-        }
+        self.state.set_limited(limited);
     }
 }
 
@@ -194,29 +181,33 @@ impl<P: Platform> Malloc<'_, P> {
     /// What a type is. One compare for one that is registered and ordinary.
     #[inline(always)]
     pub(super) fn look(&self, ty: &'static MallocType) -> Look {
-        let state = ty.state.load(Ordering::Acquire);
-        if state >> 16 == MAGIC << 16 {
-            return Look::Plain(id_of(state));
+        match ty.state.ordinary() {
+            Some(index) => Look::Plain(id_of(index)),
+            None => self.look_cold(ty),
         }
-        self.look_cold(ty)
     }
 
     #[cold]
     #[inline(never)]
     fn look_cold(&self, ty: &'static MallocType) -> Look {
-        let mut state = ty.state.load(Ordering::Acquire);
-        if state >> 32 != MAGIC {
-            self.type_misuse(Misuse::BadType, ty);
-            return Look::Bad;
-        }
-        if state & SPECIAL_NEW != 0 {
+        let mut state = ty.state.read();
+        if state == State::New {
             // Types beyond the table are credited to the row that says so, and have no limit.
             if self.attach_unless_attached(ty).is_err() {
                 return Look::Plain(TypeId::OVERFLOW);
             }
-            state = ty.state.load(Ordering::Acquire);
+            state = ty.state.read();
         }
-        if state & SPECIAL_LIMIT != 0 { Look::Limited(id_of(state)) } else { Look::Plain(id_of(state)) }
+        match state {
+            State::Ordinary { index } | State::Special { index, limited: false } => Look::Plain(id_of(index)),
+            State::Special { index, limited: true } => Look::Limited(id_of(index)),
+            // Gone again at once: its module is unloaded under its user.
+            State::New => Look::Plain(TypeId::OVERFLOW),
+            State::NotAType => {
+                self.type_misuse(Misuse::BadType, ty);
+                Look::Bad
+            }
+        }
     }
 
     pub(super) fn type_misuse(&self, what: Misuse, ty: &'static MallocType) {
@@ -236,7 +227,7 @@ impl<P: Platform> Malloc<'_, P> {
     /// First use, or a module that is loaded: the type gets its record. `Ok(false)` when somebody else was first.
     fn attach_unless_attached(&self, ty: &'static MallocType) -> Result<bool, TypeError> {
         let list = self.list.lock();
-        if ty.state.load(Ordering::Acquire) & SPECIAL_NEW == 0 {
+        if ty.state.read() != State::New {
             return Ok(false);
         }
         let name = ty.short_description.as_bytes();
@@ -249,10 +240,9 @@ impl<P: Platform> Malloc<'_, P> {
         };
         let record = self.system.type_record(id);
         record.limit_bytes.store(ty.limit_at_definition as u64, Ordering::Relaxed);
-        let limit = if ty.limit_at_definition != 0 { SPECIAL_LIMIT } else { 0 };
         ty.next.store(list.0.get().cast_mut(), Ordering::Relaxed);
         list.0.set(ty);
-        ty.state.store(MAGIC << 32 | limit | (id.index() as u64 + 1), Ordering::Release);
+        ty.state.register(id.index(), ty.limit_at_definition != 0);
         Ok(true)
     }
 
@@ -261,7 +251,7 @@ impl<P: Platform> Malloc<'_, P> {
     #[doc(alias = "malloc_type_attach")]
     #[doc(alias = "malloc_init")]
     pub fn attach(&self, ty: &'static MallocType) -> Result<(), TypeError> {
-        if ty.state.load(Ordering::Acquire) >> 32 != MAGIC {
+        if ty.state.read() == State::NotAType {
             self.type_misuse(Misuse::BadType, ty);
             return Err(TypeError::NotAttached(ty.short_description));
         }
@@ -298,7 +288,7 @@ impl<P: Platform> Malloc<'_, P> {
                     None => list.0.set(next),
                 }
                 let id = ty.id();
-                ty.state.store(MAGIC << 32 | SPECIAL_NEW, Ordering::Release);
+                ty.state.unregister();
                 ty.private.store(null_mut(), Ordering::Release);
                 if let Some(id) = id {
                     self.system.type_record(id).flags.fetch_or(abi::type_flag::GONE, Ordering::AcqRel);
@@ -386,11 +376,11 @@ impl<P: Platform> Malloc<'_, P> {
     }
 }
 
-fn id_of(state: u64) -> TypeId {
+fn id_of(index: usize) -> TypeId {
     // The overflow row stands in for an id that cannot be.
-    TypeId::new(((state & ID_BITS) as usize).wrapping_sub(1)).unwrap_or(TypeId::OVERFLOW)
+    TypeId::new(index).unwrap_or(TypeId::OVERFLOW)
 }
-const _: () = assert!(TypeId::MAX < ID_BITS as usize && SPECIAL_BITS & ID_BITS == 0);
+const _: () = assert!(TypeId::MAX <= StateWord::INDEX_MAX);
 
 /// First of the list of types.
 pub(super) struct List(pub(super) Cell<*const MallocType>);
