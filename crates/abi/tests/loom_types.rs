@@ -190,10 +190,10 @@ impl Model {
     }
 
     fn totals(&self, index: usize) -> TypeTotals {
-        let view = |slot: &'static Slot| LineView::new(&slot.lines.slot, &slot.lines.types[index], index);
-        // SAFETY: the views do not outlive this call.
-        let slots: &'static [Slot; SLOTS] = unsafe { &*(&raw const self.slots) };
-        TypeTotals::read(|| slots.iter().map(view))
+        fn view(slot: &Slot, index: usize) -> LineView<'_> {
+            LineView::new(&slot.lines.slot, &slot.lines.types[index], index)
+        }
+        TypeTotals::read(|| self.slots.iter().map(|slot| view(slot, index)))
     }
 
     /// A block out and back, in a slot.

@@ -61,6 +61,8 @@ pub struct Config {
     /// Whether a page with this word is in use; what [`Platform::discard`] must never be told to discard. The machine knows
     /// where the words are but not what they say.
     pub page_in_use: fn(u64) -> bool,
+    /// Told of every call that is counted, by the thread that makes it.
+    pub on_call: fn(Call),
 }
 
 impl Default for Config {
@@ -74,6 +76,7 @@ impl Default for Config {
             domains: 1,
             strict: true,
             page_in_use: |_| false,
+            on_call: |_| {},
         }
     }
 }
@@ -211,6 +214,7 @@ impl Inner {
 
     /// Counts a call. True when the script wants it to fail.
     fn call(&self, call: Call) -> bool {
+        (self.config.on_call)(call);
         let script = &self.scripts[call as usize];
         let number = script.made.fetch_add(1, Ordering::Relaxed) + 1;
         let every = script.fail_every.load(Ordering::Relaxed);

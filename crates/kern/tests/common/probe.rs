@@ -39,6 +39,7 @@ thread_local! {
 
 /// Counts a callback that may fail. True: it does.
 fn fails() -> bool {
+    super::paths::note_callback();
     let mut script = SCRIPT.get();
     script.calls += 1;
     let fails = script.calls == script.fail_at;
