@@ -188,6 +188,10 @@ struct Supply {
     placed: Vec<(usize, usize, usize)>,
     /// Pages that are not ordinary, by their addresses.
     page_kinds: std::collections::HashMap<usize, PageKind>,
+    /// Locks that have names, by their addresses.
+    lock_names: std::collections::HashMap<usize, &'static str>,
+    /// What [`Platform::may_sleep`] has said of them, each text once.
+    lock_texts: HashSet<&'static str>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -229,6 +233,24 @@ impl Inner {
     /// Counts a call that failed for want of pages.
     fn refuse(&self, call: Call) {
         self.scripts[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Which locks these are, in the order in which they were taken, as far as they have names.
+    fn describe_locks(&self, locks: &[usize]) -> &'static str {
+        let mut supply = self.supply();
+        let names: Vec<&str> = locks.iter().filter_map(|lock| supply.lock_names.get(lock).copied()).collect();
+        if names.is_empty() {
+            return "a lock is held";
+        }
+        let text = std::format!("held: {}", names.join(", "));
+        match supply.lock_texts.get(text.as_str()) {
+            Some(known) => known,
+            None => {
+                let text: &'static str = text.leak();
+                supply.lock_texts.insert(text);
+                text
+            }
+        }
     }
 
     #[track_caller]
@@ -488,6 +510,11 @@ impl Machine {
         self.inner.broken.store(true, Ordering::Relaxed);
         drop(SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner));
         WOKEN.notify_all();
+    }
+
+    /// Gives a lock a name, which [`Platform::may_sleep`] then says while it is held.
+    pub fn name_lock(&self, lock: &FakeLock, name: &'static str) {
+        self.inner.supply().lock_names.insert(lock.address(), name);
     }
 
     /// Lets time pass.
@@ -807,7 +834,7 @@ unsafe impl Platform for Fake {
             } else if !here.held.is_empty() {
                 Err("inside a critical section")
             } else if !here.locks.is_empty() {
-                Err("a lock is held")
+                Err(here.machine.describe_locks(&here.locks))
             } else {
                 Ok(())
             }

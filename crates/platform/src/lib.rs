@@ -259,7 +259,7 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     fn now_ns() -> u64;
 
     /// Whether the caller may sleep: no interrupt, no critical section, no lock held. What forbids it otherwise, in a word or
-    /// two for the report. A caller who asks for memory with permission to sleep is held to it here even when there
+    /// two for the report: the names of the locks held, where the port knows them (WITNESS). A caller who asks for memory with permission to sleep is held to it here even when there
     /// is memory.
     fn may_sleep() -> Result<(), &'static str> {
         Ok(())

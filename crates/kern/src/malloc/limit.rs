@@ -9,7 +9,6 @@ use core::ptr::NonNull;
 use abi::Ordering;
 use platform::Platform;
 
-use super::types::Look;
 use super::{Malloc, MallocType, Request, Waiting};
 use crate::stats::TypeId;
 
@@ -20,7 +19,7 @@ impl<P: Platform> Malloc<'_, P> {
     /// The limit counts from the type's next request on.
     #[doc(alias = "malloc_type_setlimit")]
     pub fn set_limit(&self, ty: &'static MallocType, limit_bytes: usize) {
-        let (Look::Plain(id) | Look::Limited(id)) = self.look(ty) else { return };
+        let Some(id) = self.look(ty).id() else { return };
         if id == TypeId::OVERFLOW {
             return;
         }

@@ -21,6 +21,7 @@
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
 //! * `kmem`: kmem(9), sizes given back and checked
 //! * `special`: blocks whose pages are executable or not dumped
+//! * `trace`: probes per type
 //! * `sizing`: `vm.kmem_size` and its relatives
 //!
 //! # What may sleep
@@ -38,6 +39,7 @@ mod limit;
 mod sizing;
 mod special;
 mod state;
+mod trace;
 mod types;
 mod wait;
 
@@ -58,6 +60,7 @@ use wait::Handlers;
 pub use flags::{CanFail, FlagWord, Flags, NoWait, Wait, WaitOk, Waiting};
 pub use kmem::KmemStr;
 pub use sizing::{Bounds, OLD_NAMES, Sizing, Tunables, size_kmem};
+pub use trace::TypeTrace;
 pub use types::{M_CACHE, M_DEVBUF, M_TEMP, MallocType, TypeError};
 pub use wait::{LowMemory, LowMemoryHandler, Oom};
 
@@ -68,8 +71,10 @@ pub struct Malloc<'s, P: Platform> {
     admission: Lock<P::Lock, ()>,
     handlers: Lock<P::Lock, Handlers>,
     special: Lock<P::Lock, Specials>,
-    /// How many there are: what free looks at.
+    /// How many there are, and traced types: what free looks at.
     specials: AtomicU32,
+    /// Types with a trace.
+    traced_types: AtomicU32,
     /// Not zero while a thread runs the low-memory handlers.
     reclaiming: AtomicU32,
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
@@ -117,6 +122,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
             handlers: Lock::new(Handlers::new()),
             special: Lock::new(Specials::new()),
             specials: AtomicU32::new(0),
+            traced_types: AtomicU32::new(0),
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
@@ -220,7 +226,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
     #[inline]
     pub unsafe fn free(&self, block: *mut u8) {
         if self.specials.load(Ordering::Relaxed) != 0 {
-            self.make_ordinary(block);
+            self.free_special(block);
         }
         // SAFETY: 1.
         unsafe { self.system.free(block, 0) }
@@ -317,10 +323,19 @@ impl<'s, P: Platform> Malloc<'s, P> {
             return self.request_special(ty, request);
         }
         match self.look(ty) {
-            Look::Plain(id) if matches!(request.waiting, Waiting::NoWait) => self.attempt(id, &request),
-            Look::Plain(id) => self.request_waiting(ty.name(), id, &request),
-            Look::Limited(id) => self.request_limited(ty, id, &request),
+            Look::Plain(id) => self.request_ordinary(ty, id, &request),
+            Look::Special { id, limited, traced: true } => self.request_traced(ty, id, limited, &request),
+            Look::Special { id, limited: true, .. } => self.request_limited(ty, id, &request),
+            Look::Special { id, .. } => self.request_ordinary(ty, id, &request),
             Look::Bad => None,
+        }
+    }
+
+    #[inline]
+    fn request_ordinary(&self, ty: &'static MallocType, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
+        match request.waiting {
+            Waiting::NoWait => self.attempt(id, request),
+            _ => self.request_waiting(ty.name(), id, request),
         }
     }
 
@@ -363,9 +378,10 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// # Safety
     /// 1. The caller owns `block`, which is not null.
     unsafe fn resize(&self, ty: &'static MallocType, block: *mut u8, request: Request) -> Option<NonNull<u8>> {
-        let (id, limited) = match self.look(ty) {
-            Look::Plain(id) => (id, false),
-            Look::Limited(id) => (id, true),
+        let (id, is_special) = match self.look(ty) {
+            // The old block's type may be traced.
+            Look::Plain(id) => (id, self.traces()),
+            Look::Special { id, .. } => (id, true),
             Look::Bad => return None,
         };
         // SAFETY: 1., in each of the calls.
@@ -390,11 +406,11 @@ impl<'s, P: Platform> Malloc<'s, P> {
         let stays = request.bytes <= old && (request.bytes > old / 2 || old == class_bytes(0));
         // Pages may grow where they are, or be moved without copying; and nothing is promised of what is below a page.
         let pages = request.bytes > SLAB_MAX_BYTES || request.bytes < System::<P>::PAGE;
-        if stays || pages && !limited && matches!(request.waiting, Waiting::NoWait) {
+        if stays || pages && !is_special && matches!(request.waiting, Waiting::NoWait) {
             if !stays || self.check_sleep(id, &request) {
                 return in_system();
             }
-        } else if pages && !limited && self.check_sleep(id, &request) {
+        } else if pages && !is_special && self.check_sleep(id, &request) {
             if let Some(resized) = in_system() {
                 return Some(resized);
             }

@@ -74,13 +74,18 @@ impl<P: Platform> Malloc<'_, P> {
             self.specials.fetch_add(1, Ordering::Relaxed);
             return Some(block);
         }
+        if self.traces() {
+            self.tell_free(block.as_ptr());
+        }
         for unused in [Some(block), record].into_iter().flatten() {
             // SAFETY: 1. just allocated.
             unsafe { self.system.free(unused.as_ptr(), 0) };
         }
-        if record.is_some()
-            && let Some(id) = ty.id()
-        {
+        if record.is_none() {
+            // It is this type's request that has failed.
+            self.system.forgive(TypeId::MALLOC);
+        }
+        if let Some(id) = ty.id() {
             self.system.fail_request(id);
         }
         if matches!(request.waiting, Waiting::WaitOk) {
@@ -106,9 +111,17 @@ impl<P: Platform> Malloc<'_, P> {
         Flags::NONE
     }
 
-    /// A block that is to be freed: its pages become ordinary, if they are not.
+    /// A block that is to be freed while there are special ones, or types with a trace.
     #[cold]
-    pub(super) fn make_ordinary(&self, block: *mut u8) {
+    pub(super) fn free_special(&self, block: *mut u8) {
+        if self.traces() {
+            self.tell_free(block);
+        }
+        self.make_ordinary(block);
+    }
+
+    /// The pages of a block become ordinary, if they are not.
+    fn make_ordinary(&self, block: *mut u8) {
         let mut list = self.special.lock();
         let mut link: *mut *mut Special = &raw mut list.0;
         // SAFETY: links of the list, under its lock.

@@ -11,10 +11,11 @@ const MAGIC: u64 = 877_983_977;
 /// Special bits, in the third 16 bits of the word; no bit set means registered and ordinary.
 const SPECIAL_NEW: u64 = 1 << 16;
 const SPECIAL_LIMIT: u64 = 2 << 16;
+const SPECIAL_TRACE: u64 = 4 << 16;
 const SPECIAL_BITS: u64 = 0xffff << 16;
 const ID_BITS: u64 = 0xffff;
 
-/// See the module's text. Changes under the lock of the list of types, but for the limit's bit.
+/// See the module's text. Changes under the lock of the list of types, but for the bits of limit and trace.
 #[derive(Debug)]
 pub(crate) struct StateWord(pub(crate) AtomicU64);
 
@@ -28,7 +29,7 @@ pub(crate) enum State {
     /// Registered, and nothing special.
     Ordinary { index: usize },
     /// Registered, and something special.
-    Special { index: usize, limited: bool },
+    Special { index: usize, limited: bool, traced: bool },
 }
 
 impl StateWord {
@@ -53,7 +54,7 @@ impl StateWord {
             _ if word >> 32 != MAGIC => State::NotAType,
             0 => State::Ordinary { index },
             bits if bits & SPECIAL_NEW != 0 => State::New,
-            bits => State::Special { index, limited: bits & SPECIAL_LIMIT != 0 },
+            bits => State::Special { index, limited: bits & SPECIAL_LIMIT != 0, traced: bits & SPECIAL_TRACE != 0 },
         }
     }
 
@@ -78,10 +79,19 @@ impl StateWord {
 
     /// Sets or clears the special bit of a limit.
     pub(crate) fn set_limited(&self, limited: bool) {
-        if limited {
-            self.0.fetch_or(SPECIAL_LIMIT, Ordering::AcqRel);
+        self.set(SPECIAL_LIMIT, limited);
+    }
+
+    /// Sets or clears the special bit of a trace.
+    pub(crate) fn set_traced(&self, traced: bool) {
+        self.set(SPECIAL_TRACE, traced);
+    }
+
+    fn set(&self, bit: u64, on: bool) {
+        if on {
+            self.0.fetch_or(bit, Ordering::AcqRel);
         } else {
-            self.0.fetch_and(!SPECIAL_LIMIT, Ordering::AcqRel);
+            self.0.fetch_and(!bit, Ordering::AcqRel);
         }
     }
 
@@ -90,4 +100,5 @@ impl StateWord {
     }
 }
 
-const _: () = assert!(SPECIAL_BITS & ID_BITS == 0 && SPECIAL_NEW & SPECIAL_LIMIT == 0);
+const _: () =
+    assert!((SPECIAL_NEW | SPECIAL_LIMIT | SPECIAL_TRACE) & !SPECIAL_BITS == 0 && SPECIAL_BITS & ID_BITS == 0);

@@ -10,6 +10,7 @@ use platform::{Misuse, MisuseReport, Platform};
 
 use super::Malloc;
 use super::state::{State, StateWord};
+use super::trace::TypeTrace;
 use crate::stats::TypeId;
 use crate::text::Text;
 
@@ -34,6 +35,8 @@ pub struct MallocType {
     pub(super) serving: AtomicU32,
     /// The definer's, see [`MallocType::set_private`].
     private: AtomicPtr<()>,
+    /// Null for none; static. See [`Malloc::set_trace`].
+    pub(super) trace: AtomicPtr<TypeTrace>,
 }
 
 /// Why types were not attached.
@@ -60,8 +63,18 @@ impl core::fmt::Display for TypeError {
 /// What a type looks like to [`Malloc::look`].
 pub(super) enum Look {
     Plain(TypeId),
-    Limited(TypeId),
+    Special { id: TypeId, limited: bool, traced: bool },
     Bad,
+}
+
+impl Look {
+    /// The record, if it is a type.
+    pub(super) fn id(&self) -> Option<TypeId> {
+        match *self {
+            Self::Plain(id) | Self::Special { id, .. } => Some(id),
+            Self::Bad => None,
+        }
+    }
 }
 
 impl MallocType {
@@ -89,6 +102,7 @@ impl MallocType {
             next_ticket: AtomicU32::new(0),
             serving: AtomicU32::new(0),
             private: AtomicPtr::new(null_mut()),
+            trace: AtomicPtr::new(null_mut()),
         }
     }
 
@@ -110,7 +124,7 @@ impl MallocType {
         self.state.index().and_then(TypeId::new)
     }
 
-    /// A word for the definer: trace probes, its own statistics. Null at first; forgotten when the type is detached.
+    /// A word for the definer: its own statistics, what a tracer keeps of the type. Null at first; forgotten when the type is detached.
     pub fn set_private(&self, data: *mut ()) {
         self.private.store(data, Ordering::Release);
     }
@@ -124,6 +138,11 @@ impl MallocType {
     /// Sets or clears the special bit of a limit.
     pub(super) fn set_limited(&self, limited: bool) {
         self.state.set_limited(limited);
+    }
+
+    /// Sets or clears the special bit of a trace.
+    pub(super) fn set_traced(&self, traced: bool) {
+        self.state.set_traced(traced);
     }
 }
 
@@ -199,8 +218,8 @@ impl<P: Platform> Malloc<'_, P> {
             state = ty.state.read();
         }
         match state {
-            State::Ordinary { index } | State::Special { index, limited: false } => Look::Plain(id_of(index)),
-            State::Special { index, limited: true } => Look::Limited(id_of(index)),
+            State::Ordinary { index } => Look::Plain(id_of(index)),
+            State::Special { index, limited, traced } => Look::Special { id: id_of(index), limited, traced },
             // Gone again at once: its module is unloaded under its user.
             State::New => Look::Plain(TypeId::OVERFLOW),
             State::NotAType => {
@@ -288,6 +307,7 @@ impl<P: Platform> Malloc<'_, P> {
                     None => list.0.set(next),
                 }
                 let id = ty.id();
+                self.forget_trace(ty);
                 ty.state.unregister();
                 ty.private.store(null_mut(), Ordering::Release);
                 if let Some(id) = id {
