@@ -613,9 +613,12 @@ fn the_report_of_a_sleep_with_locks_held_names_them() {
     });
 }
 
+/// A type's name, whether it was a free, block, bytes, flags.
+type Told = (&'static str, bool, usize, usize, Flags);
+
 thread_local! {
-    /// What the probes of this test's thread have seen: the type's name, whether it was a free, block, bytes, flags.
-    static TRACED: std::cell::RefCell<Vec<(&'static str, bool, usize, usize, Flags)>> = const { std::cell::RefCell::new(Vec::new()) };
+    /// What the probes of this test's thread were told.
+    static TRACED: std::cell::RefCell<Vec<Told>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 static TRACE: TypeTrace = TypeTrace {

@@ -268,7 +268,8 @@ impl Soak {
     fn guard(&'static self, name: &str, life: &dyn Fn()) {
         let life = std::panic::AssertUnwindSafe(|| self.world.machine.run(life));
         if let Err(fault) = std::panic::catch_unwind(life) {
-            eprintln!("soak: a {name} has failed, and the machine stops");
+            // Here as well as at the end: a second panic on the way there would be an abort.
+            eprintln!("soak: a {name} has failed: cargo xtask soak --seed {} --machines 1", self.plan.seed);
             self.world.machine.give_up();
             std::panic::resume_unwind(fault);
         }
