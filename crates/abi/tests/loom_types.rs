@@ -204,7 +204,7 @@ impl Model {
             // SAFETY: 1. there is such a type. 2. in the section.
             unsafe {
                 row.line(index).count_alloc(BYTES, BYTES, 1);
-                row.count_free(index, FreeSize::new(BYTES as u32));
+                row.count_free(index, FreeSize::new(BYTES as u32), 0);
             }
         });
         index
