@@ -53,7 +53,11 @@ Usage: cargo xtask COMMAND
   suite             the same list of tests on the fake machine, in a Linux process and in the kernel, side by side
   guards [--write]  instructions of each fast path, counted by callgrind, against docs/benchmarks/instructions.csv;
                     with --write, records them there
-  soak [SECONDS]    a long mixed stress under kernmalloc (default one hour)
+  soak              everything mixed, for an hour: types, zones, arenas, contiguous memory, reclaim, sleepers and failures on fake
+                    machines, which must end with nothing live and every figure exact; meanwhile, programs under kernmalloc
+      --minutes N   for so long
+      --seed S      the machines of that seed (default: new ones)
+      --machines N  only so many machines and no programs: what a fault's report asks for
   help              this
 ";
 

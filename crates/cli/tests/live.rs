@@ -1,7 +1,7 @@
 //! The command with real programs under it.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -238,12 +238,16 @@ fn repeated_tables_end_with_the_program() {
     let live = Live::start(&["--quiet", "cat"]);
     let mut vmstat = kernmalloc();
     vmstat.args(["vmstat", "-m", "-w", "0.05", "-p"]).arg(live.pid.to_string()).stdout(Stdio::piped());
-    let vmstat = vmstat.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let mut vmstat = vmstat.spawn().unwrap();
+    let mut lines = BufReader::new(vmstat.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // Again and again, while the program lives.
+    for table in ["first", "second", "third"] {
+        assert!(lines.any(|line| line.contains("Size(s)")), "there is no {table} table");
+    }
     live.finish();
-    let out = vmstat.wait_with_output().unwrap();
-    assert!(out.status.success(), "{}", stderr(&out));
-    assert!(stdout(&out).matches("Size(s)").count() >= 2);
+    // And then no more: the tables end, and well.
+    lines.for_each(drop);
+    assert!(vmstat.wait().unwrap().success());
     let live = Live::start(&["--quiet", "cat"]);
     assert_eq!(stdout(&live.vmstat(&["-m", "-w", "0.01", "-c", "3"])).matches("Size(s)").count(), 3);
     live.finish();

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use abi::Ordering;
 use common::{World, config};
-use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, TypeError, WaitOk};
-use platform::Misuse;
-use platform::fake::{Fake, Machine, PAGE};
+use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, TypeError, TypeTrace, WaitOk};
+use platform::fake::{Fake, FakeLock, Machine, PAGE};
+use platform::{Misuse, RawLock as _};
 
 /// A type of its own for each test: a type belongs to one allocator.
 fn new_type(name: &'static str) -> &'static MallocType {
@@ -654,5 +654,126 @@ fn a_block_of_special_pages_goes_back_by_any_free() {
         }
         assert_eq!((machine.special_pages(), in_use(world, ty)), (0, (0, 0)));
         world.system.validate().unwrap();
+    });
+}
+
+/// F: what is reported names the locks held, in the order in which they were taken; by malloc, kmem and zones.
+#[test]
+fn the_report_of_a_sleep_with_locks_held_names_them() {
+    let world = World::boot(platform::fake::Config { strict: false, ..config(1, 1) });
+    let malloc = Malloc::new(&world.system);
+    let [queue, vnode, nameless] = [const { FakeLock::INIT }; 3];
+    world.machine.name_lock(&queue, "disk queue");
+    world.machine.name_lock(&vnode, "vnode");
+    world.machine.run(|| {
+        let ty = new_type("sleepy");
+        let zone = world.system.zcreate(&kern::zone::ZoneConfig::new("inodes", 100, 8)).unwrap();
+        for (locks, expected) in [
+            (&[&queue][..], "held: disk queue"),
+            (&[&queue, &nameless, &vnode], "held: disk queue, vnode"),
+            (&[&nameless], "a lock is held"),
+        ] {
+            locks.iter().for_each(|lock| lock.lock());
+            // There is memory: the mistake is one all the same.
+            let blocks = [malloc.malloc(ty, 100, WaitOk, Flags::NONE), malloc.kmem_alloc(100, WaitOk)];
+            let item = zone.alloc(kern::zone::How::WAIT).unwrap();
+            for lock in locks {
+                // SAFETY: 1. taken above.
+                unsafe { lock.unlock() };
+            }
+            let said: Vec<_> = world.machine.take_reports().iter().map(|report| report.what).collect();
+            assert_eq!(said, [Misuse::MaySleep(expected); 2]);
+            let warning = format!("zone inodes: a request that may sleep, but {expected}");
+            assert_eq!(world.machine.take_warnings(), [warning]);
+            // SAFETY: blocks and an item of the test.
+            unsafe {
+                malloc.free(blocks[0].as_ptr());
+                malloc.kmem_free(blocks[1].as_ptr(), 100);
+                zone.free(item.as_ptr());
+            }
+        }
+    });
+}
+
+/// A type's name, whether it was a free, block, bytes, flags.
+type Told = (&'static str, bool, usize, usize, Flags);
+
+thread_local! {
+    /// What the probes of this test's thread were told.
+    static TRACED: std::cell::RefCell<Vec<Told>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+static TRACE: TypeTrace = TypeTrace {
+    malloc: |ty, block, bytes, flags| {
+        TRACED.with_borrow_mut(|seen| seen.push((ty.name(), false, block.as_ptr() as usize, bytes, flags)));
+    },
+    free: |ty, block, bytes| {
+        TRACED.with_borrow_mut(|seen| seen.push((ty.name(), true, block.as_ptr() as usize, bytes, Flags::NONE)));
+    },
+};
+
+/// F: trace probes of types: each request that was met and each free, of the types that are traced and no others.
+#[test]
+fn a_trace_is_told_of_every_block_of_its_type() {
+    with_malloc(2, |world, malloc| {
+        let (traced, limited, other) = (new_type("traced"), new_type("limited"), new_type("other"));
+        let alloc = |ty, bytes, flags| malloc.malloc(ty, bytes, NoWait, flags).map(|block| block.as_ptr() as usize);
+        // SAFETY: every block is one of the test, freed once.
+        let free = |block: usize| unsafe { malloc.free(block as *mut u8) };
+        let early = alloc(traced, 100, Flags::NONE).unwrap();
+        malloc.set_limit(limited, 3000);
+        malloc.set_trace(traced, Some(&TRACE));
+        malloc.set_trace(limited, Some(&TRACE));
+        let mut expected = Vec::new();
+        let mut blocks = Vec::new();
+        for (ty, bytes, flags) in [
+            (traced, 100, Flags::ZERO),
+            (other, 100, Flags::NONE),
+            (limited, 5000, Flags::NONE),
+            (traced, 70_000, Flags::USE_RESERVE),
+            (other, 70_000, Flags::NONE),
+            (traced, 3 << 20, Flags::NONE),
+        ] {
+            let block = alloc(ty, bytes, flags).unwrap();
+            blocks.push((ty, block, malloc.malloc_usable_size(block as *const u8)));
+            if !std::ptr::eq(ty, other) {
+                expected.push((ty.name(), false, block, bytes, flags));
+            }
+        }
+        // What is refused is no block.
+        assert_eq!(alloc(limited, 5000, Flags::NONE), None);
+        assert_eq!(TRACED.take(), expected);
+        let moved = blocks.remove(0).1;
+        // SAFETY: a block of the test.
+        let new = unsafe { malloc.realloc(other, moved as *mut u8, 2000, FlagWord(FlagWord::NOWAIT)) }.unwrap();
+        assert_eq!(TRACED.take(), [("traced", true, moved, 112, Flags::NONE)]);
+        Machine::set_cpu(Some(1));
+        let mut expected = vec![("traced", true, early, 112, Flags::NONE)];
+        free(early);
+        for (ty, block, bytes) in blocks {
+            if !std::ptr::eq(ty, other) {
+                expected.push((ty.name(), true, block, bytes, Flags::NONE));
+            }
+            free(block);
+        }
+        free(new.as_ptr() as usize);
+        free(0);
+        assert_eq!(TRACED.take(), expected);
+        // A mistake is reported as ever, and told to nobody.
+        free(early);
+        assert!(matches!(world.machine.take_reports()[..], [report] if report.what == Misuse::DuplicateFree));
+        // One trace ends by itself, the other with its type; what comes then is not told, and costs what it did before.
+        malloc.set_trace(limited, None);
+        let last = alloc(traced, 10, Flags::NONE).unwrap();
+        assert_eq!(TRACED.take().len(), 1);
+        free(last);
+        TRACED.take();
+        malloc.detach(traced).unwrap();
+        free(alloc(traced, 10, Flags::NONE).unwrap());
+        free(alloc(limited, 10, Flags::NONE).unwrap());
+        assert!(TRACED.take().is_empty());
+        for ty in [traced, limited, other] {
+            assert_eq!(in_use(world, ty), (0, 0));
+        }
     });
 }

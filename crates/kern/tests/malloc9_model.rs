@@ -6,7 +6,7 @@ extern crate kernmalloc_kern as kern;
 mod common;
 
 use abi::Ordering;
-use common::{World, config};
+use common::{World, config, paths};
 use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, Oom};
 use platform::Misuse;
 use platform::fake::{Call, Config, Fake, Machine};
@@ -20,6 +20,7 @@ enum Op {
     Array { ty: usize, count: usize, size: usize },
     Free { pick: usize, how: u8 },
     Realloc { pick: usize, ty: usize, bytes: usize, how: u8 },
+    Special { ty: usize, bytes: usize, how: u8 },
     Kmem { bytes: usize, zero: bool },
     KmemFree { pick: usize, wrong_by: usize },
     Limit { ty: usize, bytes: usize },
@@ -166,6 +167,14 @@ impl<'a> Run<'a> {
                     None => self.blocks.push(block),
                 }
             }
+            Op::Special { ty, bytes, how } => {
+                let flags = [Flags::EXEC, Flags::NODUMP, Flags::EXEC | Flags::NODUMP][how as usize % 3];
+                let block = self.malloc.malloc(self.types[ty], bytes, NoWait, flags);
+                self.expect(block.is_some(), ty, bytes)?;
+                if let Some(block) = block {
+                    self.keep(block.as_ptr(), bytes, Some(ty));
+                }
+            }
             Op::Kmem { bytes, zero } => {
                 let block = if zero {
                     self.malloc.kmem_zalloc(bytes, NoWait)
@@ -258,6 +267,9 @@ impl<'a> Run<'a> {
         self.world.system.reclaim();
         self.validate()?;
         let out = self.world.system.page_counts().out;
+        if self.world.machine.special_pages() != 0 {
+            return Err("pages stayed executable, or without a dump".to_owned());
+        }
         if out != 0 { Err(format!("{out} pages leaked")) } else { Ok(()) }
     }
 }
@@ -301,6 +313,7 @@ fn op() -> impl Strategy<Value = Op> {
         14 => (pick, 0..4u8).prop_map(|(pick, how)| Op::Free { pick, how }),
         8 => (pick, ty.clone(), size(), 0..2u8)
             .prop_map(|(pick, ty, bytes, how)| Op::Realloc { pick, ty, bytes, how }),
+        2 => (ty.clone(), size(), 0..3u8).prop_map(|(ty, bytes, how)| Op::Special { ty, bytes, how }),
         6 => (1..10_000usize, any::<bool>()).prop_map(|(bytes, zero)| Op::Kmem { bytes, zero }),
         6 => (pick, 0..40usize).prop_map(|(pick, wrong_by)| Op::KmemFree { pick, wrong_by }),
         3 => (ty.clone(), prop_oneof![Just(0usize), 1..100_000usize]).prop_map(|(ty, bytes)| Op::Limit { ty, bytes }),
@@ -341,6 +354,11 @@ proptest! {
     }
 
     #[test]
+    fn on_four_cpus_in_four_domains(ops in prop::collection::vec(op(), 1..200)) {
+        run(Config { domains: 4, ..config(4, 2) }, &ops, |_| false).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
     fn with_few_pages(ops in prop::collection::vec(op(), 1..200), heap in 0..1500usize, meta in 4..20usize) {
         run(config(2, 2), &ops, |world| {
             world.machine.set_heap_budget(Some(heap));
@@ -376,24 +394,27 @@ proptest! {
     #![proptest_config(cases(16))]
 
     #[test]
-    fn on_64_cpus(ops in prop::collection::vec(op(), 1..150)) {
-        run(config(64, 2), &ops, |_| false).map_err(TestCaseError::fail)?;
+    fn on_64_cpus_in_four_domains(ops in prop::collection::vec(op(), 1..150)) {
+        run(Config { domains: 4, ..config(64, 2) }, &ops, |_| false).map_err(TestCaseError::fail)?;
     }
 
     #[test]
-    fn on_1024_cpus(ops in prop::collection::vec(op(), 1..80)) {
-        run(config(1024, 1), &ops, |_| false).map_err(TestCaseError::fail)?;
+    fn on_1024_cpus_in_four_domains(ops in prop::collection::vec(op(), 1..80)) {
+        run(Config { domains: 4, ..config(1024, 1) }, &ops, |_| false).map_err(TestCaseError::fail)?;
     }
 }
 
 /// A fixed sequence that comes by every call, run once for each call that it makes, with that one failing.
 #[test]
 fn each_allocation_point_fails_in_turn() {
-    let mut script = Vec::new();
+    // Two blocks side by side, of which the first grows: it has to move.
+    let large = Op::Malloc { ty: 0, bytes: 3_000_000, align_log2: 0, how: 0 };
+    let mut script = vec![large, large, Op::Realloc { pick: 0, ty: 0, bytes: 5_000_000, how: 1 }];
     for n in 0..60usize {
         script.extend([
             Op::Malloc { ty: n % 3, bytes: n * n * 23, align_log2: n as u32 % 14, how: n as u8 % 4 },
             Op::Kmem { bytes: 1 + n * 37, zero: n % 2 == 0 },
+            Op::Special { ty: n % 3, bytes: n * 700, how: n as u8 },
             Op::Realloc { pick: n * 7, ty: n % 2, bytes: n * 999, how: 1 },
             Op::Interrupt { ty: 2, bytes: 40 },
         ]);
@@ -406,27 +427,28 @@ fn each_allocation_point_fails_in_turn() {
             _ => script.push(Op::Detach { ty: 2 }),
         }
     }
-    let attempt = |prepare: &dyn Fn(&Machine)| {
-        let world = World::boot(config(2, 2));
-        prepare(&world.machine);
+    let attempt = |world: World| {
         let outcome = world.machine.run(|| {
             let mut run = Run::new(&world, true);
             script.iter().try_for_each(|&op| run.apply(op)).and_then(|()| run.finish())
         });
-        let header = world.header();
-        (outcome, header.failures.load(Ordering::Relaxed), world)
+        (outcome, world.header().failures.load(Ordering::Relaxed))
     };
-    let (outcome, failures, healthy) = attempt(&|_| {});
+    let healthy = World::boot(Config { on_call: paths::note_call, ..config(2, 2) });
+    let ((outcome, failures), paths) = paths::record(|| attempt(healthy));
     assert_eq!((outcome, failures > 0), (Ok(()), true), "a limit refuses some");
-    let booting = World::boot(config(2, 2));
     let mut points = 0;
-    for call in [Call::Enter, Call::ClaimRemote, Call::ExtendHeap, Call::ExtendMeta, Call::Discard, Call::MovePages] {
-        let (first, last) = (booting.machine.calls(call) + 1, healthy.machine.calls(call));
-        for n in (first..=last).filter(|n| n - first < 40 || n % 13 == 0) {
-            let (outcome, _, _) = attempt(&|machine| machine.fail_nth(call, n));
+    for call in Call::FALLIBLE.into_iter().chain([Call::SetPageKind]) {
+        let (calls, ways) = paths.counts(Some(call));
+        assert!(calls > 0, "the script never comes by {call:?}");
+        for n in paths.points(Some(call)) {
+            let world = World::boot(config(2, 2));
+            world.machine.fail_nth(call, n);
+            let (outcome, _) = attempt(world);
             outcome.unwrap_or_else(|error| panic!("{call:?} number {n} fails: {error}"));
             points += 1;
         }
+        println!("{call:?}: {calls} calls by {ways} ways");
     }
     println!("{points} points of failure");
     assert!(points > 100);

@@ -269,3 +269,26 @@ fn nothing_moves_while_the_allocator_is_frozen() {
     let shares = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     settle(&world, &mailbox, shares);
 }
+
+/// A port that cannot stop some CPU stops none, and nothing is left that was not taken.
+#[test]
+fn a_freeze_without_all_slots_thaws() {
+    for nth in 1..=5 {
+        let world = World::boot(config(2, 2));
+        world.machine.run(|| {
+            world.machine.fail_nth(Call::ClaimRemote, nth);
+            world.system.freeze();
+            assert_eq!(world.machine.failed(Call::ClaimRemote), 1);
+            // SAFETY: 1. frozen above.
+            unsafe { world.system.thaw() };
+            let block = world.system.alloc(100, world.types[0]);
+            assert!(!block.is_null());
+            // SAFETY: 1. just allocated.
+            unsafe { world.system.free(block, 0) };
+            world.system.freeze();
+            // SAFETY: 1. frozen above.
+            unsafe { world.system.thaw() };
+            world.system.validate().unwrap();
+        });
+    }
+}

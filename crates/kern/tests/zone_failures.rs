@@ -7,6 +7,7 @@ extern crate kernmalloc_kern as kern;
 
 mod common;
 
+use common::paths;
 use common::probe::SCRIPT;
 use common::zones::{KINDS, Kind, Model, Op};
 use common::{World, config};
@@ -80,18 +81,14 @@ fn run(machine: Machine, healthy: bool) -> Result<(u64, u64), String> {
 
 #[test]
 fn every_failing_call_and_callback_is_survived() {
-    let healthy = Machine::new(CONFIG());
+    let healthy = Machine::new(Config { on_call: paths::note_call, ..CONFIG() });
     SCRIPT.set(Default::default());
-    let (failures, _) = run(healthy.clone(), true).unwrap();
-    let callbacks = SCRIPT.get().calls;
-    assert!(callbacks > 200, "the script comes by few callbacks: {callbacks}");
-    let mut points = 0;
-    let mut refused = 0;
-    for n in 1..=callbacks {
-        // The first of each kind come early; later ones are many and alike.
-        if n > 700 && n % 3 != 0 {
-            continue;
-        }
+    let (outcome, paths) = paths::record(|| run(healthy, true));
+    let (failures, _) = outcome.unwrap();
+    let (callbacks, ways) = paths.counts(None);
+    assert!(ways > 10, "the script comes by few callbacks: {callbacks} by {ways} ways");
+    let (mut points, mut refused) = (0, 0);
+    for n in paths.points(None) {
         SCRIPT.set(common::probe::Script { fail_at: n, ..Default::default() });
         let outcome = run(Machine::new(CONFIG()), false);
         let (_, refusals) = outcome.unwrap_or_else(|error| panic!("callback number {n} fails: {error}"));
@@ -99,24 +96,20 @@ fn every_failing_call_and_callback_is_survived() {
         refused += refusals;
         points += 1;
     }
-    println!("callbacks: {callbacks} calls, {refused} requests refused by failing one of them");
+    println!("callbacks: {callbacks} calls by {ways} ways, {refused} requests refused by failing one of them");
     SCRIPT.set(Default::default());
     for call in Call::FALLIBLE.into_iter().filter(|&call| call != Call::MovePages) {
-        let calls = healthy.calls(call);
+        let (calls, ways) = paths.counts(Some(call));
         assert!(calls > 0, "the script never comes by {call:?}");
         let mut noticed = 0;
-        for n in 1..=calls {
-            // Sections and claims are many and alike: each of the first, then every thirteenth.
-            if n > 40 && n % 13 != 0 {
-                continue;
-            }
+        for n in paths.points(Some(call)) {
             let machine = Machine::new(CONFIG());
             machine.fail_nth(call, n);
             let (more, _) = run(machine, false).unwrap_or_else(|error| panic!("{call:?} number {n} fails: {error}"));
             noticed += more.saturating_sub(failures);
             points += 1;
         }
-        println!("{call:?}: {calls} calls, {noticed} requests failed by failing one of them");
+        println!("{call:?}: {calls} calls by {ways} ways, {noticed} requests failed by failing one of them");
     }
     println!("{points} points of failure");
 }

@@ -386,7 +386,7 @@ fn water_marks_say_how_much_stays_free() {
         assert_eq!(zone.stats().slab_free, low);
         // They are for anybody, also when the machine has no more.
         world.machine.fail_every(platform::fake::Call::ExtendHeap, 1);
-        while world.system.alloc_aligned(PAGE, PAGE, world.types[1]) != std::ptr::null_mut() {}
+        while !world.system.alloc_aligned(PAGE, PAGE, world.types[1]).is_null() {}
         let last: Vec<_> = std::iter::from_fn(|| zone.alloc(How::NOWAIT).ok()).map(std::ptr::NonNull::as_ptr).collect();
         assert!(last.len() >= low && zone.set_low_water(low).is_err(), "{}", last.len());
         last.into_iter().for_each(|item| give(&zone, item));

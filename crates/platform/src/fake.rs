@@ -61,6 +61,8 @@ pub struct Config {
     /// Whether a page with this word is in use; what [`Platform::discard`] must never be told to discard. The machine knows
     /// where the words are but not what they say.
     pub page_in_use: fn(u64) -> bool,
+    /// Told of every call that is counted, by the thread that makes it.
+    pub on_call: fn(Call),
 }
 
 impl Default for Config {
@@ -74,6 +76,7 @@ impl Default for Config {
             domains: 1,
             strict: true,
             page_in_use: |_| false,
+            on_call: |_| {},
         }
     }
 }
@@ -125,6 +128,8 @@ impl Call {
 struct Script {
     made: AtomicU64,
     failed: AtomicU64,
+    /// Of these, those that the script wanted.
+    injected: AtomicU64,
     /// Number of the call that fails, 0 for none.
     fail_at: AtomicU64,
     /// Every so many calls one fails, 0 for none.
@@ -183,6 +188,10 @@ struct Supply {
     placed: Vec<(usize, usize, usize)>,
     /// Pages that are not ordinary, by their addresses.
     page_kinds: std::collections::HashMap<usize, PageKind>,
+    /// Locks that have names, by their addresses.
+    lock_names: std::collections::HashMap<usize, &'static str>,
+    /// What [`Platform::may_sleep`] has said of them, each text once.
+    lock_texts: HashSet<&'static str>,
     /// Pairs of locks of which the second was taken under the first.
     lock_order: HashSet<(usize, usize)>,
 }
@@ -209,12 +218,14 @@ impl Inner {
 
     /// Counts a call. True when the script wants it to fail.
     fn call(&self, call: Call) -> bool {
+        (self.config.on_call)(call);
         let script = &self.scripts[call as usize];
         let number = script.made.fetch_add(1, Ordering::Relaxed) + 1;
         let every = script.fail_every.load(Ordering::Relaxed);
         let fails = script.fail_at.load(Ordering::Relaxed) == number || (every != 0 && number.is_multiple_of(every));
         if fails {
             script.failed.fetch_add(1, Ordering::Relaxed);
+            script.injected.fetch_add(1, Ordering::Relaxed);
         }
         fails
     }
@@ -222,6 +233,24 @@ impl Inner {
     /// Counts a call that failed for want of pages.
     fn refuse(&self, call: Call) {
         self.scripts[call as usize].failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Which locks these are, in the order in which they were taken, as far as they have names.
+    fn describe_locks(&self, locks: &[usize]) -> &'static str {
+        let mut supply = self.supply();
+        let names: Vec<&str> = locks.iter().filter_map(|lock| supply.lock_names.get(lock).copied()).collect();
+        if names.is_empty() {
+            return "a lock is held";
+        }
+        let text = std::format!("held: {}", names.join(", "));
+        match supply.lock_texts.get(text.as_str()) {
+            Some(known) => known,
+            None => {
+                let text: &'static str = text.leak();
+                supply.lock_texts.insert(text);
+                text
+            }
+        }
     }
 
     #[track_caller]
@@ -468,6 +497,24 @@ impl Machine {
     #[must_use]
     pub fn failed(&self, call: Call) -> u64 {
         self.inner.scripts[call as usize].failed.load(Ordering::Relaxed)
+    }
+
+    /// How many calls of all kinds failed because the script said so.
+    #[must_use]
+    pub fn injected(&self) -> u64 {
+        self.inner.scripts.iter().map(|script| script.injected.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A thread of the test has failed: those that wait on this machine, asleep or for a lock, panic instead of waiting for it in vain.
+    pub fn give_up(&self) {
+        self.inner.broken.store(true, Ordering::Relaxed);
+        drop(SLEEPERS.lock().unwrap_or_else(PoisonError::into_inner));
+        WOKEN.notify_all();
+    }
+
+    /// Gives a lock a name, which [`Platform::may_sleep`] then says while it is held.
+    pub fn name_lock(&self, lock: &FakeLock, name: &'static str) {
+        self.inner.supply().lock_names.insert(lock.address(), name);
     }
 
     /// Lets time pass.
@@ -792,7 +839,7 @@ unsafe impl Platform for Fake {
             } else if !here.held.is_empty() {
                 Err("inside a critical section")
             } else if !here.locks.is_empty() {
-                Err("a lock is held")
+                Err(here.machine.describe_locks(&here.locks))
             } else {
                 Ok(())
             }
@@ -811,6 +858,10 @@ unsafe impl Platform for Fake {
         }
         while word.load(Ordering::SeqCst) == seen {
             let left = deadline.saturating_duration_since(Instant::now());
+            if machine.broken.load(Ordering::Relaxed) {
+                drop(asleep);
+                panic!("fake platform: wait: gives up, since another thread failed");
+            }
             if left.is_zero() {
                 machine.breach(format_args!("wait: nobody wakes the sleeper"));
             }

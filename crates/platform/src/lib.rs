@@ -186,8 +186,16 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     ///
     /// # Safety
     /// 1. `table` is the bound one.
-    unsafe fn claim_all(_table: &SlotTable) -> bool {
-        false
+    unsafe fn claim_all(table: &SlotTable) -> bool {
+        for index in 0..table.count() {
+            // SAFETY: 1., each slot is one of the table.
+            if unsafe { !Self::claim_remote(table.slot(index)) } {
+                // SAFETY: 1. claimed just now.
+                (0..index).for_each(|taken| unsafe { Self::leave(table.slot(taken)) });
+                return false;
+            }
+        }
+        true
     }
 
     /// NUMA domain of a slot's CPU, below [`domains`](Self::domains).
@@ -254,7 +262,7 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
     fn now_ns() -> u64;
 
     /// Whether the caller may sleep: no interrupt, no critical section, no lock held. What forbids it otherwise, in a word or
-    /// two for the report. A caller who asks for memory with permission to sleep is held to it here even when there
+    /// two for the report: the names of the locks held, where the port knows them (WITNESS). A caller who asks for memory with permission to sleep is held to it here even when there
     /// is memory.
     fn may_sleep() -> Result<(), &'static str> {
         Ok(())

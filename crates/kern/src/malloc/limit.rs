@@ -9,7 +9,6 @@ use core::ptr::NonNull;
 use abi::Ordering;
 use platform::Platform;
 
-use super::types::Look;
 use super::{Malloc, MallocType, Request, Waiting};
 use crate::stats::TypeId;
 
@@ -20,7 +19,7 @@ impl<P: Platform> Malloc<'_, P> {
     /// The limit counts from the type's next request on.
     #[doc(alias = "malloc_type_setlimit")]
     pub fn set_limit(&self, ty: &'static MallocType, limit_bytes: usize) {
-        let (Look::Plain(id) | Look::Special(id)) = self.look(ty) else { return };
+        let Some(id) = self.look(ty).id() else { return };
         if id == TypeId::OVERFLOW {
             return;
         }
@@ -57,10 +56,7 @@ impl<P: Platform> Malloc<'_, P> {
         if self.system.type_record(id).limit_bytes.load(Ordering::Relaxed) != 0 {
             return self.request_limited(ty, id, request);
         }
-        match request.waiting {
-            Waiting::NoWait => self.attempt(id, request),
-            _ => self.request_waiting(ty.name(), id, request),
-        }
+        self.request_ordinary(ty, id, request)
     }
 
     /// A request of a type with a limit.

@@ -15,12 +15,13 @@
 //!               reclaim: caches, depots, slabs ─► low-memory handlers ─► asleep until something is freed ─► oom hook
 //! ```
 //!
-//! * `types`: the static objects and the list of them
+//! * `types`: the static objects and the list of them; `state`: the word that says what a type is
 //! * `flags`: waiting as a type, the rest as bits
 //! * `limit`: admission, first come, first served
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
 //! * `kmem`: kmem(9), sizes given back and checked
 //! * `special`: blocks whose pages are executable or not dumped
+//! * `trace`: probes per type
 //! * `sizing`: `vm.kmem_size` and its relatives
 //! * `settings`: what is set from outside; standing still for fork
 //!
@@ -39,6 +40,8 @@ mod limit;
 mod settings;
 mod sizing;
 mod special;
+mod state;
+mod trace;
 mod types;
 mod wait;
 
@@ -59,6 +62,7 @@ use wait::Handlers;
 pub use flags::{CanFail, FlagWord, Flags, NoWait, Wait, WaitOk, Waiting};
 pub use kmem::KmemStr;
 pub use sizing::{Bounds, OLD_NAMES, Sizing, Tunables, size_kmem};
+pub use trace::TypeTrace;
 pub use types::{M_CACHE, M_DEVBUF, M_TEMP, MallocType, TypeError};
 pub use wait::{LowMemory, LowMemoryHandler, Oom};
 
@@ -71,6 +75,8 @@ pub struct Malloc<'s, P: Platform> {
     applied: Lock<P::Lock, Applied>,
     /// Requests since the last that failed on purpose.
     since_failure: AtomicU32,
+    /// Types with a trace: what free looks at.
+    traced_types: AtomicU32,
     /// Not zero while a thread runs the low-memory handlers.
     reclaiming: AtomicU32,
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
@@ -118,6 +124,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
             handlers: Lock::new(Handlers::new()),
             applied: Lock::new(Applied::NONE),
             since_failure: AtomicU32::new(0),
+            traced_types: AtomicU32::new(0),
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
@@ -220,6 +227,9 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// 1. Nobody uses the block any more.
     #[inline]
     pub unsafe fn free(&self, block: *mut u8) {
+        if self.traces() {
+            self.tell_free(block);
+        }
         // SAFETY: 1.
         unsafe { self.system.free(block, 0) }
     }
@@ -315,10 +325,18 @@ impl<'s, P: Platform> Malloc<'s, P> {
             return self.request_special(ty, request);
         }
         match self.look(ty) {
-            Look::Plain(id) if matches!(request.waiting, Waiting::NoWait) => self.attempt(id, &request),
-            Look::Plain(id) => self.request_waiting(ty.name(), id, &request),
-            Look::Special(id) => self.request_of_special(ty, id, &request),
+            Look::Plain(id) => self.request_ordinary(ty, id, &request),
+            Look::Special { id, traced: true } => self.request_traced(ty, id, &request),
+            Look::Special { id, traced: false } => self.request_of_special(ty, id, &request),
             Look::Bad => None,
+        }
+    }
+
+    #[inline]
+    fn request_ordinary(&self, ty: &'static MallocType, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
+        match request.waiting {
+            Waiting::NoWait => self.attempt(id, request),
+            _ => self.request_waiting(ty.name(), id, request),
         }
     }
 
@@ -361,9 +379,10 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// # Safety
     /// 1. The caller owns `block`, which is not null.
     unsafe fn resize(&self, ty: &'static MallocType, block: *mut u8, request: Request) -> Option<NonNull<u8>> {
-        let (id, limited) = match self.look(ty) {
-            Look::Plain(id) => (id, false),
-            Look::Special(id) => (id, true),
+        let (id, is_special) = match self.look(ty) {
+            // The old block's type may be traced.
+            Look::Plain(id) => (id, self.traces()),
+            Look::Special { id, .. } => (id, true),
             Look::Bad => return None,
         };
         // SAFETY: 1., in each of the calls.
@@ -388,11 +407,11 @@ impl<'s, P: Platform> Malloc<'s, P> {
         let stays = request.bytes <= old && (request.bytes > old / 2 || old == class_bytes(0));
         // Pages may grow where they are, or be moved without copying; and nothing is promised of what is below a page.
         let pages = request.bytes > SLAB_MAX_BYTES || request.bytes < System::<P>::PAGE;
-        if stays || pages && !limited && matches!(request.waiting, Waiting::NoWait) {
+        if stays || pages && !is_special && matches!(request.waiting, Waiting::NoWait) {
             if !stays || self.check_sleep(id, &request) {
                 return in_system();
             }
-        } else if pages && !limited && self.check_sleep(id, &request) {
+        } else if pages && !is_special && self.check_sleep(id, &request) {
             if let Some(resized) = in_system() {
                 return Some(resized);
             }

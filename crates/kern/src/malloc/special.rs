@@ -38,6 +38,9 @@ impl<P: Platform> Malloc<'_, P> {
         if unsafe { self.system.make_special(block.as_ptr(), kind_of(flags)) } {
             return Some(block);
         }
+        if self.traces() {
+            self.tell_free(block.as_ptr());
+        }
         // SAFETY: 1. just allocated.
         unsafe { self.system.free(block.as_ptr(), 0) };
         if let Some(id) = ty.id() {

@@ -1,7 +1,5 @@
-//! Malloc types: static objects, registered on first use, on a list that readers of the statistics see.
-//!
-//! A type's *state word* holds its magic, its special bits and its identity, so that one load and one compare on the way to
-//! an allocation say at once that it is a type, registered and without anything special.
+//! Malloc types: static objects, registered on first use, on a list that readers of the statistics see. What a type is, its *state
+//! word* says (`state`).
 
 use core::cell::Cell;
 use core::ptr::null_mut;
@@ -11,18 +9,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use platform::{Misuse, MisuseReport, Platform};
 
 use super::Malloc;
+use super::state::{State, StateWord};
+use super::trace::TypeTrace;
 use crate::stats::TypeId;
 use crate::text::Text;
-
-/// Upper half of the state word of a malloc type (FreeBSD's `M_MAGIC`).
-const MAGIC: u64 = 877_983_977;
-/// Special bits, in the third 16 bits of the word; no bit set means registered and ordinary.
-const SPECIAL_NEW: u64 = 1 << 16;
-const SPECIAL_LIMIT: u64 = 2 << 16;
-/// Some of its requests fail on purpose.
-const SPECIAL_FAIL: u64 = 4 << 16;
-const SPECIAL_BITS: u64 = 0xffff << 16;
-const ID_BITS: u64 = 0xffff;
 
 /// A malloc type. Made with [`malloc_define!`](crate::malloc_define); `MALLOC_DEFINE` of malloc(9).
 ///
@@ -34,8 +24,8 @@ pub struct MallocType {
     short_description: &'static str,
     long_description: &'static str,
     limit_at_definition: usize,
-    /// Magic, special bits, id plus one. Changes at registration and with the limit.
-    state: AtomicU64,
+    /// Changes at registration, with the limit, the trace and failures on purpose; under the list's lock.
+    state: StateWord,
     /// The id's index while the type is registered and ordinary, else 0: what a port looks at that knows its types for types.
     quick: AtomicU32,
     // Under the list's lock.
@@ -47,6 +37,8 @@ pub struct MallocType {
     pub(super) serving: AtomicU32,
     /// The definer's, see [`MallocType::set_private`].
     private: AtomicPtr<()>,
+    /// Null for none; static. See [`Malloc::set_trace`].
+    pub(super) trace: AtomicPtr<TypeTrace>,
 }
 
 /// Why types were not attached.
@@ -73,9 +65,22 @@ impl core::fmt::Display for TypeError {
 /// What a type looks like to [`Malloc::look`].
 pub(super) enum Look {
     Plain(TypeId),
-    /// With a limit, or one whose requests fail on purpose.
-    Special(TypeId),
+    /// With a limit, with a trace, or one whose requests fail on purpose.
+    Special {
+        id: TypeId,
+        traced: bool,
+    },
     Bad,
+}
+
+impl Look {
+    /// The record, if it is a type.
+    pub(super) fn id(&self) -> Option<TypeId> {
+        match *self {
+            Self::Plain(id) | Self::Special { id, .. } => Some(id),
+            Self::Bad => None,
+        }
+    }
 }
 
 impl MallocType {
@@ -97,13 +102,14 @@ impl MallocType {
             short_description,
             long_description,
             limit_at_definition: limit_bytes,
-            state: AtomicU64::new(MAGIC << 32 | SPECIAL_NEW),
+            state: StateWord(AtomicU64::new(StateWord::NEW)),
             quick: AtomicU32::new(0),
             next: AtomicPtr::new(null_mut()),
             pending_bytes: AtomicU64::new(0),
             next_ticket: AtomicU32::new(0),
             serving: AtomicU32::new(0),
             private: AtomicPtr::new(null_mut()),
+            trace: AtomicPtr::new(null_mut()),
         }
     }
 
@@ -122,7 +128,7 @@ impl MallocType {
     /// The type's id in its allocator, once it is attached.
     #[must_use]
     pub fn id(&self) -> Option<TypeId> {
-        ((self.state.load(Ordering::Acquire) & ID_BITS) as usize).checked_sub(1).and_then(TypeId::new)
+        self.state.index().and_then(TypeId::new)
     }
 
     /// The type's id while it is attached and nothing is special about it, so that nothing has to be asked about a request of it. Of a type that
@@ -136,7 +142,7 @@ impl MallocType {
         }
     }
 
-    /// A word for the definer: trace probes, its own statistics. Null at first; forgotten when the type is detached.
+    /// A word for the definer: its own statistics, what a tracer keeps of the type. Null at first; forgotten when the type is detached.
     pub fn set_private(&self, data: *mut ()) {
         self.private.store(data, Ordering::Release);
     }
@@ -147,34 +153,35 @@ impl MallocType {
         self.private.load(Ordering::Acquire)
     }
 
-    /// Changes the state word, under the list's lock.
-    fn store(&self, state: u64) {
-        let ordinary = state & SPECIAL_BITS == 0;
-        if !ordinary {
+    /// Changes the state word of an attached type, under the list's lock.
+    fn change(&self, _list: &List, change: impl FnOnce(&StateWord)) {
+        if self.state.index().is_some() {
             self.quick.store(0, Ordering::Release);
-        }
-        self.state.store(state, Ordering::Release);
-        if ordinary {
-            self.quick.store((state & ID_BITS) as u32 - 1, Ordering::Release);
+            change(&self.state);
+            self.show_ordinary();
         }
     }
 
-    /// Sets or clears a special bit of an attached type, under the list's lock.
-    fn set_special(&self, bit: u64, on: bool) {
-        let state = self.state.load(Ordering::Relaxed);
-        if state & SPECIAL_NEW == 0 && (state & bit != 0) != on {
-            self.store(state ^ bit);
+    /// After the state word was written.
+    fn show_ordinary(&self) {
+        if let State::Ordinary { index } = self.state.read() {
+            self.quick.store(index as u32, Ordering::Release);
         }
     }
 
-    /// The same for the bit of a limit.
-    pub(super) fn set_limited(&self, _list: &List, limited: bool) {
-        self.set_special(SPECIAL_LIMIT, limited);
+    /// Sets or clears the special bit of a limit.
+    pub(super) fn set_limited(&self, list: &List, limited: bool) {
+        self.change(list, |state| state.set_limited(limited));
     }
 
-    /// The same for failures on purpose.
-    pub(super) fn set_failing(&self, _list: &List, failing: bool) {
-        self.set_special(SPECIAL_FAIL, failing);
+    /// Sets or clears the special bit of a trace.
+    pub(super) fn set_traced(&self, list: &List, traced: bool) {
+        self.change(list, |state| state.set_traced(traced));
+    }
+
+    /// Sets or clears the special bit of failures on purpose.
+    pub(super) fn set_failing(&self, list: &List, failing: bool) {
+        self.change(list, |state| state.set_failing(failing));
     }
 }
 
@@ -232,38 +239,39 @@ impl<P: Platform> Malloc<'_, P> {
     /// What a type is. One compare for one that is registered and ordinary.
     #[inline(always)]
     pub(super) fn look(&self, ty: &'static MallocType) -> Look {
-        let state = ty.state.load(Ordering::Acquire);
-        if state >> 16 == MAGIC << 16 {
-            return Look::Plain(id_of(state));
+        match ty.state.ordinary() {
+            Some(index) => Look::Plain(id_of(index)),
+            None => self.look_cold(ty),
         }
-        self.look_cold(ty)
     }
 
     #[cold]
     #[inline(never)]
     fn look_cold(&self, ty: &'static MallocType) -> Look {
-        let mut state = ty.state.load(Ordering::Acquire);
-        if state >> 32 != MAGIC {
-            self.type_misuse(Misuse::BadType, ty);
-            return Look::Bad;
-        }
-        if state & SPECIAL_NEW != 0 {
+        let mut state = ty.state.read();
+        if state == State::New {
             // Types beyond the table are credited to the row that says so, and have no limit.
             if self.attach_unless_attached(ty).is_err() {
                 ty.quick.store(TypeId::OVERFLOW.index() as u32, Ordering::Relaxed);
                 return Look::Plain(TypeId::OVERFLOW);
             }
-            state = ty.state.load(Ordering::Acquire);
+            state = ty.state.read();
         }
-        if state & SPECIAL_BITS != 0 { Look::Special(id_of(state)) } else { Look::Plain(id_of(state)) }
+        match state {
+            State::Ordinary { index } => Look::Plain(id_of(index)),
+            State::Special { index, traced, .. } => Look::Special { id: id_of(index), traced },
+            // Gone again at once: its module is unloaded under its user.
+            State::New => Look::Plain(TypeId::OVERFLOW),
+            State::NotAType => {
+                self.type_misuse(Misuse::BadType, ty);
+                Look::Bad
+            }
+        }
     }
 
     /// The type's id; registers it if need be. That of the row for those that find none when the table of types is full. Never sleeps.
     pub fn type_id(&self, ty: &'static MallocType) -> TypeId {
-        match self.look(ty) {
-            Look::Plain(id) | Look::Special(id) => id,
-            Look::Bad => TypeId::OVERFLOW,
-        }
+        self.look(ty).id().unwrap_or(TypeId::OVERFLOW)
     }
 
     pub(super) fn type_misuse(&self, what: Misuse, ty: &'static MallocType) {
@@ -283,7 +291,7 @@ impl<P: Platform> Malloc<'_, P> {
     /// First use, or a module that is loaded: the type gets its record. `Ok(false)` when somebody else was first.
     fn attach_unless_attached(&self, ty: &'static MallocType) -> Result<bool, TypeError> {
         let list = self.list.lock();
-        if ty.state.load(Ordering::Acquire) & SPECIAL_NEW == 0 {
+        if ty.state.read() != State::New {
             return Ok(false);
         }
         let name = ty.short_description.as_bytes();
@@ -296,12 +304,14 @@ impl<P: Platform> Malloc<'_, P> {
         };
         let record = self.system.type_record(id);
         record.limit_bytes.store(ty.limit_at_definition as u64, Ordering::Relaxed);
-        let limit = if ty.limit_at_definition != 0 { SPECIAL_LIMIT } else { 0 };
         let failing = self.system.header().control.failure_rate.load(Ordering::Relaxed) != 0;
-        let fail = if failing { SPECIAL_FAIL } else { 0 };
         ty.next.store(list.0.get().cast_mut(), Ordering::Relaxed);
         list.0.set(ty);
-        ty.store(MAGIC << 32 | limit | fail | (id.index() as u64 + 1));
+        ty.state.register(id.index(), ty.limit_at_definition != 0);
+        if failing {
+            ty.state.set_failing(true);
+        }
+        ty.show_ordinary();
         Ok(true)
     }
 
@@ -310,7 +320,7 @@ impl<P: Platform> Malloc<'_, P> {
     #[doc(alias = "malloc_type_attach")]
     #[doc(alias = "malloc_init")]
     pub fn attach(&self, ty: &'static MallocType) -> Result<(), TypeError> {
-        if ty.state.load(Ordering::Acquire) >> 32 != MAGIC {
+        if ty.state.read() == State::NotAType {
             self.type_misuse(Misuse::BadType, ty);
             return Err(TypeError::NotAttached(ty.short_description));
         }
@@ -347,7 +357,9 @@ impl<P: Platform> Malloc<'_, P> {
                     None => list.0.set(next),
                 }
                 let id = ty.id();
-                ty.store(MAGIC << 32 | SPECIAL_NEW);
+                self.forget_trace(ty);
+                ty.quick.store(0, Ordering::Release);
+                ty.state.unregister();
                 ty.private.store(null_mut(), Ordering::Release);
                 if let Some(id) = id {
                     self.system.retire_type(id);
@@ -359,7 +371,11 @@ impl<P: Platform> Malloc<'_, P> {
             self.type_misuse(Misuse::TypeList, ty);
             return Err(TypeError::NotAttached(ty.short_description));
         };
-        let totals = self.system.totals(id);
+        let mut totals = self.system.totals(id);
+        if totals.in_use() != 0 {
+            // Nobody is accused of a leak for a free that was on its way into the sum.
+            totals = self.system.totals_at_rest(id);
+        }
         if totals.in_use() != 0 {
             let mut text = Text::<192>::new();
             text.push(b"Warning: memory type ").push(ty.short_description.as_bytes());
@@ -423,11 +439,11 @@ impl<P: Platform> Malloc<'_, P> {
     }
 }
 
-fn id_of(state: u64) -> TypeId {
+fn id_of(index: usize) -> TypeId {
     // The overflow row stands in for an id that cannot be.
-    TypeId::new(((state & ID_BITS) as usize).wrapping_sub(1)).unwrap_or(TypeId::OVERFLOW)
+    TypeId::new(index).unwrap_or(TypeId::OVERFLOW)
 }
-const _: () = assert!(TypeId::MAX < ID_BITS as usize && SPECIAL_BITS & ID_BITS == 0);
+const _: () = assert!(TypeId::MAX <= StateWord::INDEX_MAX);
 
 /// First of the list of types.
 pub(super) struct List(pub(super) Cell<*const MallocType>);

@@ -129,6 +129,8 @@ pub struct System<P: Platform> {
     pub(crate) registry: Registry<P>,
     /// Requests asleep on the limit of their type.
     limit_sleepers: AtomicU32,
+    /// Whether the last freeze has the slots: under the lock of the types.
+    has_slots: AtomicBool,
     pub(crate) shortage: Shortage,
 }
 
@@ -181,6 +183,7 @@ impl<P: Platform> System<P> {
             outside: Outside::new(),
             registry: Registry::new(),
             limit_sleepers: AtomicU32::new(0),
+            has_slots: AtomicBool::new(false),
             shortage: Shortage::new(),
         }
     }
@@ -500,6 +503,24 @@ impl<P: Platform> System<P> {
             return abi::TypeTotals::default();
         }
         self.stats().totals(id)
+    }
+
+    /// The counters of a type that nobody uses now: exact, whatever others do. A free that waits in a slot's row moves to its line when the
+    /// next one of any type comes, and who sums just then misses it; so every row is settled first, in its section. Takes each slot once.
+    pub(crate) fn totals_at_rest(&self, id: TypeId) -> abi::TypeTotals {
+        for index in 0..self.slot_table().count() {
+            let slot = self.slot_table().slot(index) as *mut Slot;
+            // SAFETY: 1. one of the table; held after `true`.
+            unsafe {
+                if P::claim_remote(slot as usize) {
+                    if !(*slot).row.is_none() {
+                        (*slot).row.settle();
+                    }
+                    Self::leave(slot);
+                }
+            }
+        }
+        self.totals(id)
     }
 
     /// The heap in a few sums.

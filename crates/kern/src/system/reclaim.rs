@@ -118,7 +118,8 @@ impl<P: Platform> System<P> {
         true
     }
 
-    /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only.
+    /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only. On a port that
+    /// cannot claim every slot the locks alone are.
     pub fn freeze(&self) {
         self.types.raw().lock();
         self.freeze_zones();
@@ -133,7 +134,8 @@ impl<P: Platform> System<P> {
         self.pages.raw().lock();
         self.meta.raw().lock();
         // SAFETY: 1. it is the bound table.
-        unsafe { P::claim_all(self.slot_table()) };
+        let has_slots = unsafe { P::claim_all(self.slot_table()) };
+        self.has_slots.store(has_slots, Ordering::Relaxed);
     }
 
     /// Lets it go on, in the parent or in the child.
@@ -143,8 +145,10 @@ impl<P: Platform> System<P> {
     pub unsafe fn thaw(&self) {
         // SAFETY: 1.
         unsafe {
-            for index in 0..self.slot_table().count() {
-                P::leave(self.slot_table().slot(index));
+            if self.has_slots.load(Ordering::Relaxed) {
+                for index in 0..self.slot_table().count() {
+                    P::leave(self.slot_table().slot(index));
+                }
             }
             self.meta.raw().unlock();
             self.pages.raw().unlock();

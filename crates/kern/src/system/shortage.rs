@@ -257,7 +257,10 @@ impl<P: Platform> System<P> {
         if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked == 0 {
             return self.trim_in_background();
         }
-        self.obey_asked(false);
+        // Not in an interrupt: what is asked for may take long.
+        if !P::in_interrupt() {
+            self.obey_asked(false);
+        }
     }
 
     /// Does at once what was asked for. True if anything was. A kernel's reclaim thread calls it. Runs callbacks of zones.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod model;
+pub(crate) mod paths;
 pub(crate) mod probe;
 pub(crate) mod zones;
 

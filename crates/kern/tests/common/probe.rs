@@ -39,6 +39,7 @@ thread_local! {
 
 /// Counts a callback that may fail. True: it does.
 fn fails() -> bool {
+    super::paths::note_callback();
     let mut script = SCRIPT.get();
     script.calls += 1;
     let fails = script.calls == script.fail_at;
@@ -65,6 +66,12 @@ impl Probe {
 
     pub(crate) fn leak(touches: bool) -> &'static Self {
         Box::leak(Box::new(Self { touches, ..Self::default() }))
+    }
+
+    /// Takes a leaked probe back, whose zone is gone or was never made.
+    pub(crate) fn unleak(probe: &'static Self) {
+        // SAFETY: from `leak`, and its one user is gone.
+        drop(unsafe { Box::from_raw(std::ptr::from_ref(probe).cast_mut()) });
     }
 
     fn context(&self) -> *mut () {

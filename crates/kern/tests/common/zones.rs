@@ -10,6 +10,7 @@ use platform::fake::{Call, Fake, Machine, PAGE};
 use platform::{Misuse, Platform as _};
 
 use super::World;
+use super::paths;
 use super::probe::{Probe, expect};
 
 /// A kind of zone.
@@ -127,7 +128,9 @@ impl<'w> Model<'w> {
     }
 
     fn zone(&self, pick: usize) -> Option<usize> {
-        (!self.zones.is_empty()).then(|| pick % self.zones.len())
+        let zone = (!self.zones.is_empty()).then(|| pick % self.zones.len())?;
+        paths::context(self.zones[zone].kind as u64);
+        Some(zone)
     }
 
     fn index_of(&self, id: u64) -> usize {
@@ -274,6 +277,7 @@ impl<'w> Model<'w> {
         if self.zones.len() >= MOST_ZONES {
             return Ok(());
         }
+        paths::context(kind as u64);
         let primary = self.zones.iter().find(|zone| zone.kind == Kind::Constructed);
         if kind == Kind::Secondary && primary.is_none() {
             return Ok(());
@@ -471,6 +475,7 @@ impl<'w> Model<'w> {
         let item = self.live.swap_remove(index);
         self.intact(item)?;
         let zone = &self.zones[self.index_of(item.zone)];
+        paths::context(zone.kind as u64);
         if zone.kind == Kind::Smr {
             self.limbo.insert(item.addr, self.readers.iter().map(|reader| reader.0).collect());
         }
