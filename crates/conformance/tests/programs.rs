@@ -2,7 +2,7 @@
 //! an account that adds up.
 
 use kernmalloc_conformance::{
-    Case, Host, Live, Run, Sandbox, account_adds_up, cc, cc_with, descendant, real_program, skipped,
+    Case, Host, Live, Run, Sandbox, account_adds_up, cc, cc_with, descendant, library_totals, real_program, skipped,
 };
 use std::fmt::Write as _;
 use std::path::Path;
@@ -317,6 +317,19 @@ impl Redis {
             let value = "v".repeat((i * 7919 % 600) as usize);
             let _ = write!(commands, "SET user:{i} {value}{}\r\n", i * 104_729);
         }
+        self.pipe(&commands, 30_000);
+    }
+
+    /// Sets keys by number. (Not by a script: its interpreter's own garbage would stay among the keys.)
+    fn fill(&self, numbers: std::ops::Range<u64>) {
+        let mut commands = String::new();
+        for i in numbers.clone() {
+            let _ = write!(commands, "SET user:{i} value-{i}-{}\r\n", "x".repeat((i % 80) as usize));
+        }
+        self.pipe(&commands, numbers.end - numbers.start);
+    }
+
+    fn pipe(&self, commands: &str, count: u64) {
         let mut cli = Command::new(real_program("redis-cli"));
         cli.args(["-s", &self.socket, "--pipe"])
             .stdin(std::process::Stdio::piped())
@@ -325,7 +338,7 @@ impl Redis {
         std::io::Write::write_all(&mut child.stdin.take().expect("piped"), commands.as_bytes()).expect("it listens");
         let out = child.wait_with_output().expect("it is our child");
         let text = String::from_utf8_lossy(&out.stdout);
-        assert!(text.contains("errors: 0, replies: 30000"), "{text}");
+        assert!(text.contains(&format!("errors: 0, replies: {count}")), "{text}");
     }
 
     fn benchmark(&self) {
@@ -379,6 +392,57 @@ fn redis_serves_forks_and_comes_back() {
         digests.push(before);
     }
     assert_eq!(digests[0], digests[1]);
+}
+
+/// Bytes resident: what the kernel says of the whole process.
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has one");
+    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of kB");
+    kilobytes * 1024
+}
+
+/// Bytes that a program has allocated and not freed.
+fn in_use_bytes(pid: u32) -> u64 {
+    library_totals(pid).iter().map(|row| row.bytes_in_use).sum()
+}
+
+/// What a server took for many keys goes back when they are gone, while it goes on to serve.
+///
+/// *Live* is what is resident of the program for its own sake (the server before its first key, with code, libraries and
+/// the allocator's tables) and what it has allocated since. `KERNMALLOC_REDIS_KEYS=2000000` is the full size.
+#[test]
+fn redis_gives_back_what_its_keys_took() {
+    let keys: u64 = match std::env::var("KERNMALLOC_REDIS_KEYS") {
+        Ok(keys) => keys.parse().expect("KERNMALLOC_REDIS_KEYS is a number"),
+        Err(_) => 300_000,
+    };
+    let sandbox = Sandbox::new("redis-flushed");
+    let redis = Redis::start(Host::Kernmalloc, &sandbox.fresh_dir("work"));
+    let pid = redis.live.pid();
+    let (resident_at_start, live_at_start) = (resident_bytes(pid), in_use_bytes(pid));
+    for first in (0..keys).step_by(100_000) {
+        redis.fill(first..keys.min(first + 100_000));
+    }
+    assert_eq!(redis.ask("DBSIZE"), keys.to_string());
+    let peak = resident_bytes(pid);
+    assert!(peak > resident_at_start + 100 * keys, "{peak} bytes are not {keys} keys");
+    assert_eq!(redis.ask("FLUSHALL"), "OK");
+    // A second of work: commands, each answered.
+    let start = Instant::now();
+    let mut answered = 0;
+    while start.elapsed() < Duration::from_secs(1) {
+        assert_eq!(redis.ask("SET a b"), "OK");
+        assert_eq!(redis.ask("GET a"), "b");
+        answered += 2;
+    }
+    let live = resident_at_start + in_use_bytes(pid).saturating_sub(live_at_start);
+    let resident = resident_bytes(pid);
+    println!(
+        "{keys} keys: {resident_at_start} bytes, then {peak}, after FLUSHALL and {answered} commands {resident}; {live} live"
+    );
+    assert!(resident * 10 <= live * 13, "{resident} bytes resident after FLUSHALL, with {live} live; {peak} before");
+    redis.shut_down();
 }
 
 // ---- perl, node, shells, make, C++
