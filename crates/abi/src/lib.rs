@@ -94,7 +94,7 @@ pub mod attribution {
 }
 
 /// Default of [`Control::dirty_keep_pages`].
-pub const DIRTY_KEEP_PAGES: u64 = 1024;
+pub const DIRTY_KEEP_PAGES: u64 = 256;
 /// Default of [`Control::bucket_size_max`]: as large as the zones' own bounds allow.
 pub const BUCKET_SIZE_MAX: u64 = 255;
 

@@ -75,6 +75,12 @@ unsafe impl Platform for Linux {
         unsafe { sys::discard(addr, bytes) }
     }
 
+    unsafe fn discard_table(addr: usize, bytes: usize) {
+        // Refused or not: it reads as zero.
+        // SAFETY: 1. passed on.
+        unsafe { sys::discard(addr, bytes) };
+    }
+
     unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> bool {
         /// Every move splits mappings, of which a process has 65,530: past this many, copy.
         const MOST_MOVES: u32 = 4096;

@@ -115,8 +115,9 @@ pub(crate) struct Depot {
     full: *mut Bucket,
     buckets: usize,
     pub(crate) items: usize,
-    /// Buckets put in since one was last taken out.
+    /// Buckets put in since one was last taken out, and when that was first asked for, nanoseconds; 0 before.
     idle_pushes: usize,
+    idle_since_ns: u64,
 }
 
 // SAFETY: buckets in the depot are the depot's alone; the owner locks it.
@@ -124,12 +125,13 @@ unsafe impl Send for Depot {}
 
 impl Depot {
     pub(crate) const fn new() -> Self {
-        Self { full: core::ptr::null_mut(), buckets: 0, items: 0, idle_pushes: 0 }
+        Self { full: core::ptr::null_mut(), buckets: 0, items: 0, idle_pushes: 0, idle_since_ns: 0 }
     }
 
     /// The bucket put in last.
     pub(crate) fn pop(&mut self) -> Option<BucketPtr> {
         self.idle_pushes = 0;
+        self.idle_since_ns = 0;
         self.take()
     }
 
@@ -148,6 +150,14 @@ impl Depot {
     /// How many buckets were put in since one was last taken out: many say that the program gives back and does not take.
     pub(crate) fn idle_pushes(&self) -> usize {
         self.idle_pushes
+    }
+
+    /// For how long that has been so, as far as it was asked.
+    pub(crate) fn idle_ns(&mut self, now_ns: u64) -> u64 {
+        if self.idle_since_ns == 0 {
+            self.idle_since_ns = now_ns;
+        }
+        now_ns.saturating_sub(self.idle_since_ns)
     }
 
     /// Keeps a bucket with items, or hands it back when there are `most` already.

@@ -74,6 +74,15 @@ pub(crate) struct Pages<P: Platform> {
 // SAFETY: the table is shared memory of atomics; the rest is plain data behind the owner's lock.
 unsafe impl<P: Platform> Send for Pages<P> {}
 
+/// Those of the words of a free segment that fill whole pages of the table.
+fn whole_pages<P: Platform>(words: &[AtomicU64]) -> &[AtomicU64] {
+    let page = 1usize << P::PAGE_SHIFT;
+    let start = words.as_ptr() as usize;
+    let first = (start.next_multiple_of(page) - start) / size_of::<AtomicU64>();
+    let count = words.len().saturating_sub(first) / (page / size_of::<AtomicU64>()) * (page / size_of::<AtomicU64>());
+    words.get(first..first + count).unwrap_or_default()
+}
+
 impl<P: Platform> Pages<P> {
     const PAGE: usize = 1 << P::PAGE_SHIFT;
 
@@ -339,6 +348,7 @@ impl<P: Platform> Pages<P> {
             let first = (addr - base) >> P::PAGE_SHIFT;
             // SAFETY: a free segment lies inside the heap.
             let words = unsafe { core::slice::from_raw_parts(table.add(first), bytes >> P::PAGE_SHIFT) };
+            let before = left;
             let mut at = 0;
             while at < words.len() {
                 let is_dirty = |word: &AtomicU64| page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY;
@@ -353,6 +363,12 @@ impl<P: Platform> Pages<P> {
                     left -= len as u64;
                 }
                 at += len;
+            }
+            let is_clean = |word: &AtomicU64| word.load(Ordering::Relaxed) == page::FREE_CLEAN;
+            let table = whole_pages::<P>(words);
+            if left != before && table.iter().all(is_clean) && !table.is_empty() {
+                // SAFETY: 1. all zero, and the caller's lock keeps them so.
+                unsafe { P::discard_table(table.as_ptr() as usize, size_of_val(table)) };
             }
         });
         self.counts.free_dirty = left;

@@ -96,10 +96,10 @@ fn memory_that_lies_free_elsewhere_is_given_back_before_a_request_fails() {
     world.machine.run(|| {
         let alloc = |bytes: usize| world.system.alloc(bytes, world.types[1]);
         // Not at the end of the heap, where what is asked for next would begin with it.
-        let (block, _behind) = (alloc(4 << 20), alloc(100_000));
+        let (block, _behind) = (alloc(1 << 20), alloc(100_000));
         // SAFETY: 1. it was just allocated.
         unsafe { world.system.free(block, 1) };
-        assert_eq!(world.system.page_counts().free_dirty, (4 << 20) / PAGE as u64);
+        assert_eq!(world.system.page_counts().free_dirty, (1 << 20) / PAGE as u64);
         world.machine.fail_nth(Call::Populate, 1);
         assert!(!alloc(8 << 20).is_null());
         assert_eq!((world.machine.failed(Call::Populate), world.system.page_counts().free_dirty), (1, 0));

@@ -150,7 +150,7 @@ impl MallocType {
     }
 
     /// A block with all that malloc(9) has: what may wait is a type ([`WaitOk`](crate::malloc9::WaitOk) gives the block itself), the rest are
-    /// [`Flags`](crate::malloc9::Flags). *May sleep* with `WaitOk` and `CanFail`: while the type is at its limit, first come, first served,
+    /// [`Flags`]. *May sleep* with `WaitOk` and `CanFail`: while the type is at its limit, first come, first served,
     /// and while there is no memory (`vm.kmem_size`), until somebody frees. malloc(9).
     ///
     /// ```

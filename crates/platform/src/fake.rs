@@ -675,11 +675,6 @@ unsafe impl Platform for Fake {
         });
     }
 
-    unsafe fn claim_all(table: &SlotTable) -> bool {
-        // SAFETY: 1., each slot is one of the table.
-        (0..table.count()).all(|index| unsafe { Self::claim_remote(table.slot(index)) })
-    }
-
     unsafe fn claim_remote(slot: usize) -> bool {
         with(|here| {
             let machine = &here.machine;

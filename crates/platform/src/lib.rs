@@ -230,6 +230,13 @@ pub unsafe trait Platform: Sized + Send + Sync + 'static {
         false
     }
 
+    /// The same for whole pages of the heap's table, of which every word is zero. They must read as zero afterwards, at any time and without
+    /// [`populate`](Self::populate), and take what is written to them.
+    ///
+    /// # Safety
+    /// 1. The pages are the table's, and their words are zero.
+    unsafe fn discard_table(_addr: usize, _bytes: usize) {}
+
     /// Sees to it that there is memory behind pages of the heap that were [discarded](Self::discard), before they are
     /// handed out again; they read as zero. False when the system has no more: the request fails then. A port whose
     /// pages come back by themselves when touched has nothing to do here.

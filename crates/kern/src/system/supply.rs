@@ -17,8 +17,13 @@ const DEPOT_BUCKETS_PER_ID: usize = 8;
 /// A depot that was given so many times what it may hold, and nothing was taken from it, is let go: the program shrinks, and items
 /// in buckets keep their slabs from becoming empty.
 const IDLE_TURNS: usize = 2;
-/// Buckets of a zone that shrinks are made smaller down to so many items.
+/// Buckets of a zone that shrinks are made smaller down to so many items: what lies in a bucket keeps its slab.
 const SHRUNK_BUCKET_LEAST: u32 = 63;
+/// The same where it has only shrunk for [`LONG_IDLE_NS`]: it will not want them back at once.
+const LONG_SHRUNK_BUCKET_LEAST: u32 = 7;
+const LONG_IDLE_NS: u64 = 50_000_000;
+/// Every how many buckets the time is asked for.
+const IDLE_LOOK_EVERY: usize = 16;
 /// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
 /// page, some thousandth of the time.
 const RETAKEN_MOST: u64 = 1_000;
@@ -65,20 +70,24 @@ impl<P: Platform> System<P> {
     pub(super) fn store_full(&self, class: usize, bucket: BucketPtr) {
         let zone = &self.zones[class];
         let most = DEPOT_BUCKETS_PER_ID * self.slot_table().ids;
-        let (mut extra, idle) = {
+        let (mut extra, idle, long_idle) = {
             let mut depot = zone.depot.lock();
             // While somebody sleeps for memory, free items stay in their slabs (see `shortage`).
             let mut extra = if self.is_short() { Some(bucket) } else { depot.push(bucket, most).err() };
-            let idle = depot.idle_pushes() > IDLE_TURNS * most;
+            let idle_pushes = depot.idle_pushes();
+            let idle = idle_pushes > IDLE_TURNS * most;
             if idle && extra.is_none() {
                 extra = depot.take();
             }
+            let long_idle =
+                idle && idle_pushes.is_multiple_of(IDLE_LOOK_EVERY) && depot.idle_ns(P::now_ns()) > LONG_IDLE_NS;
             self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
-            (extra, idle)
+            (extra, idle, long_idle)
         };
         if idle {
             let size = zone.bucket_size.load(Ordering::Relaxed);
-            zone.bucket_size.store((size / 2).max(SHRUNK_BUCKET_LEAST).min(size), Ordering::Relaxed);
+            let least = if long_idle { LONG_SHRUNK_BUCKET_LEAST } else { SHRUNK_BUCKET_LEAST };
+            zone.bucket_size.store((size / 2).max(least).min(size), Ordering::Relaxed);
         }
         while let Some(bucket) = extra {
             // SAFETY: free items of this class, out of every cache.
