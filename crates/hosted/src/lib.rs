@@ -30,7 +30,10 @@ mod wrappers;
 
 pub use lock::FutexLock;
 pub use port::{Linux, MALLOC, SYSTEM, boot, finish};
-pub use sites::{CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, same_module, type_of};
+pub use sites::{
+    CACHE, Call, LAST_TYPE, WAY_MASK, cached_type, library_closed, library_closing, same_module, type_of,
+    type_of_uncached,
+};
 pub use tunables::{attribution, is_secure, misuse_goes_on};
 
 /// Text on standard error, past any stdio.

@@ -116,8 +116,10 @@ fn type_of_slow<const NOTHING: bool>(call: Call) -> TypeId {
     type_of_uncached(call)
 }
 
+/// The type to credit for a call that [`cached_type`] does not know.
 #[inline(always)]
-fn type_of_uncached(mut call: Call) -> TypeId {
+#[must_use]
+pub fn type_of_uncached(mut call: Call) -> TypeId {
     for _ in 0..MOST_FRAMES {
         let id = match cached(call.ret) {
             Some(id) => id,

@@ -89,7 +89,7 @@ unsafe extern "C" fn malloc_of(bytes: usize, id: TypeId) -> *mut u8 {
 /// 1. `stack` was handed on by an exported name.
 pub unsafe extern "C" fn malloc_at(bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     // SAFETY: 1.
-    SYSTEM.alloc(bytes, unsafe { stack.credit(frame) })
+    SYSTEM.alloc(bytes, hosted::type_of_uncached(unsafe { stack.call(frame) }))
 }
 
 /// calloc(3) for a type.
@@ -106,7 +106,7 @@ unsafe extern "C" fn calloc_of(count: usize, bytes: usize, id: TypeId) -> *mut u
 /// 1. As for [`malloc_at`].
 pub unsafe extern "C" fn calloc_at(count: usize, bytes: usize, stack: Stack, frame: usize) -> *mut u8 {
     // SAFETY: 1.
-    unsafe { calloc_of(count, bytes, stack.credit(frame)) }
+    unsafe { calloc_of(count, bytes, hosted::type_of_uncached(stack.call(frame))) }
 }
 
 /// free(3), with the caller.
