@@ -356,21 +356,32 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Bytes of a live block that its owner may use; 0 for anything else. malloc_usable_size(9).
-    #[doc(alias = "malloc_usable_size")]
-    #[must_use]
-    pub fn usable_bytes(&self, block: *const u8) -> usize {
-        let addr = block as usize;
-        let Some(word) = self.word_of_any(addr) else { return self.usable_outside(addr) };
+    /// The live block that starts at an address: [`lookup`](Self::lookup) for those who expect one.
+    #[inline]
+    pub(crate) fn live_block(&self, addr: usize) -> Option<BlockInfo> {
+        let word = self.word_of_any(addr)?;
         // SAFETY: 1. it is a page's word's.
         let info = unsafe { ClassInfo::at(Place::of_word(word)) };
         if info.may_start_item(addr) {
             // SAFETY: the word named a live slab of this class, whose tags say where live items start.
             let tag = unsafe { *(page::tag(word, addr) as *const u16) };
-            return if tag & TAG_FREE == 0 { info.bytes as usize } else { 0 };
+            let (bytes, type_id) = (info.bytes as usize, TypeId::from_tag(tag));
+            return (tag & TAG_FREE == 0).then_some(BlockInfo { addr, bytes, type_id, live: true, is_run: false });
         }
         let live = matches!(page::kind(word), page::LARGE | page::SPECIAL_RUN) && addr.is_multiple_of(Self::PAGE);
-        if live { page::any_run_pages(word) << P::PAGE_SHIFT } else { 0 }
+        let (bytes, type_id) = (page::any_run_pages(word) << P::PAGE_SHIFT, TypeId::from_tag(page::run_tag(word)));
+        live.then_some(BlockInfo { addr, bytes, type_id, live: true, is_run: true })
+    }
+
+    /// Bytes of a live block that its owner may use; 0 for anything else. malloc_usable_size(9).
+    #[doc(alias = "malloc_usable_size")]
+    #[must_use]
+    pub fn usable_bytes(&self, block: *const u8) -> usize {
+        match self.live_block(block as usize) {
+            Some(info) => info.bytes,
+            None if self.in_heap(block as usize) => 0,
+            None => self.usable_outside(block as usize),
+        }
     }
 
     /// Registers a type. `None` when the table is full. Never sleeps, but takes a lock.

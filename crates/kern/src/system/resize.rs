@@ -16,18 +16,16 @@ impl<P: Platform> System<P> {
     /// # Safety
     /// 1. The caller owns `block`, which is not null.
     pub unsafe fn realloc(&self, block: *mut u8, bytes: usize, id: TypeId, caller: usize) -> *mut u8 {
-        let info = match self.lookup(block as usize) {
-            Some(info) if info.live && info.addr == block as usize => info,
-            found => {
-                let what = match found {
-                    None if self.in_heap(block as usize) => Misuse::InvalidFree,
-                    None => Misuse::ForeignFree,
-                    Some(info) if !info.live => Misuse::DuplicateFree,
-                    Some(_) => Misuse::UnalignedFree,
-                };
-                self.report(what, block as usize, caller, found);
-                return core::ptr::null_mut();
-            }
+        let Some(info) = self.live_block(block as usize) else {
+            let found = self.lookup(block as usize);
+            let what = match found {
+                None if self.in_heap(block as usize) => Misuse::InvalidFree,
+                None => Misuse::ForeignFree,
+                Some(info) if !info.live => Misuse::DuplicateFree,
+                Some(_) => Misuse::UnalignedFree,
+            };
+            self.report(what, block as usize, caller, found);
+            return core::ptr::null_mut();
         };
         if bytes > MAX_REQUEST_BYTES {
             self.fail(id);
