@@ -9,7 +9,7 @@ use std::time::Duration;
 use abi::Ordering;
 use common::{World, config};
 use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, TypeError, TypeTrace, WaitOk};
-use platform::fake::{Fake, FakeLock, Machine, PAGE};
+use platform::fake::{Config, Fake, FakeLock, Machine, PAGE};
 use platform::{Misuse, RawLock as _};
 
 /// A type of its own for each test: a type belongs to one allocator.
@@ -775,5 +775,21 @@ fn a_trace_is_told_of_every_block_of_its_type() {
         for ty in [traced, limited, other] {
             assert_eq!(in_use(world, ty), (0, 0));
         }
+    });
+}
+
+#[test]
+#[should_panic(expected = "malloc_domainset: domain 2 of a machine with 2")]
+fn a_domain_that_is_not_there_is_a_panic() {
+    let world = World::boot(Config { domains: 2, ..config(4, 1) });
+    let malloc = Malloc::new(&world.system);
+    let ty = new_type("domains");
+    world.machine.run(|| {
+        for domain in 0..2 {
+            let block = malloc.malloc_domainset(ty, 100, domain, NoWait, Flags::NONE).expect("memory");
+            // SAFETY: just allocated.
+            unsafe { malloc.free(block.as_ptr()) };
+        }
+        malloc.malloc_domainset(ty, 100, 2, NoWait, Flags::NONE);
     });
 }

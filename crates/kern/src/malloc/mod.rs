@@ -203,20 +203,21 @@ impl<'s, P: Platform> Malloc<'s, P> {
         self.malloc(ty, count.saturating_mul(size), wait, flags)
     }
 
-    /// A block from memory near a NUMA domain. Memory is handed out by the domain of the CPU that asks; a domain that is not
-    /// there is a panic, as in FreeBSD, and one that is is a preference. Otherwise as [`malloc`](Self::malloc).
-    /// malloc_domainset(9).
+    /// A block, from memory near a NUMA domain where that can be. The domain is a preference, and for now nothing follows from it: a block's
+    /// pages lie where its slab's first item was wanted. Otherwise as [`malloc`](Self::malloc). malloc_domainset(9).
     ///
     /// # Panics
-    /// As [`malloc`](Self::malloc).
+    /// As [`malloc`](Self::malloc), and for a domain that is not there, as in FreeBSD.
     pub fn malloc_domainset<W: Wait>(
         &self,
         ty: &'static MallocType,
         bytes: usize,
-        _domain: usize,
+        domain: usize,
         wait: W,
         flags: Flags,
     ) -> W::Block {
+        let domains = P::domains();
+        assert!(domain < domains, "malloc_domainset: domain {domain} of a machine with {domains}");
         self.malloc(ty, bytes, wait, flags)
     }
 
