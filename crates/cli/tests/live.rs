@@ -282,7 +282,7 @@ fn without_a_directory_the_object_is_read_from_the_program() {
         let out = kernmalloc().args(["sysctl", "-p", &cat.id().to_string(), arg]).output().unwrap();
         stdout(&out) + &stderr(&out)
     };
-    assert_eq!(sysctl("vm.kmem_dirty_keep=77"), "vm.kmem_dirty_keep: 1024 -> 77\n");
+    assert_eq!(sysctl("vm.kmem_dirty_keep=77"), "vm.kmem_dirty_keep: 256 -> 77\n");
     assert_eq!(sysctl("vm.kmem_dirty_keep"), "vm.kmem_dirty_keep: 77\n");
     drop(cat.stdin.take());
     assert!(cat.wait().unwrap().success());
