@@ -175,17 +175,17 @@ pub(crate) fn bind(table: SlotTable) {
 
 /// Gives the first slot to the calling thread, if nobody has it. Only when no other thread can enter.
 pub(crate) fn lease() {
-    let slot = SETUP.base.load(Ordering::Relaxed);
-    #[cfg(target_arch = "x86_64")]
-    if SETUP.mode.load(Ordering::Relaxed) == 1 {
-        // SAFETY: 1. the first of the table.
-        let head = unsafe { head(slot) };
-        if head.lock.load(Ordering::Relaxed) == FREE && head.flag.load(Ordering::Relaxed) == FREE {
-            HOT.leased.store(slot, Ordering::Relaxed);
-            HOT.owner.store(thread_pointer(), Ordering::Release);
-        }
+    // Only sequences pass a leased slot by.
+    if SETUP.mode.load(Ordering::Relaxed) != 1 {
+        return;
     }
-    let _ = slot;
+    let slot = SETUP.base.load(Ordering::Relaxed);
+    // SAFETY: 1. the first of the table.
+    let head = unsafe { head(slot) };
+    if head.lock.load(Ordering::Relaxed) == FREE && head.flag.load(Ordering::Relaxed) == FREE {
+        HOT.leased.store(slot, Ordering::Relaxed);
+        HOT.owner.store(thread_pointer(), Ordering::Release);
+    }
 }
 
 /// How far the end of a lease has come.
@@ -254,7 +254,7 @@ pub(crate) fn is_orphan() -> bool {
 }
 
 /// One attempt at a slot of the running CPU, in the row whose start is in `$base`, an operand of the assembler's with what it
-/// stands for: its address, or 0. Before `$section` stands what is tried first, which goes on at 3 with the slot; or to 6.
+/// stands for: its address, or 0. `$first` is tried before the sequence; it goes on at 3 with a slot, else at 6.
 ///
 /// Safety: `$base` holds the start of a row of the bound table, or `HOT.limit` is 0.
 #[cfg(target_arch = "x86_64")]
