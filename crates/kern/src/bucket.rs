@@ -147,6 +147,11 @@ impl Depot {
         Some(BucketPtr(bucket))
     }
 
+    /// Buckets in it.
+    pub(crate) fn buckets(&self) -> usize {
+        self.buckets
+    }
+
     /// How many buckets were put in since one was last taken out: many say that the program gives back and does not take.
     pub(crate) fn idle_pushes(&self) -> usize {
         self.idle_pushes

@@ -5,6 +5,7 @@ extern crate kernmalloc_kern as kern;
 mod common;
 
 use common::{World, config};
+use kern::ZoneView;
 use platform::fake::{Call, PAGE};
 
 /// A random permutation (Fisher and Yates; the numbers are Knuth's MMIX generator's).
@@ -106,6 +107,63 @@ fn memory_that_lies_free_elsewhere_is_given_back_before_a_request_fails() {
         // And when there is nothing to give back, it fails.
         world.machine.fail_nth(Call::Populate, 1);
         assert!(alloc(16 << 20).is_null());
+        world.system.validate().unwrap();
+    });
+}
+
+/// Free items of the size class in depots.
+fn in_depots(world: &World, bytes: u64) -> u64 {
+    let mut items = None;
+    world.system.each_zone_view(|view| {
+        let figures = view.figures();
+        if matches!(view, ZoneView::Class(..)) && figures.item_bytes == bytes {
+            items = Some(figures.depot);
+        }
+    });
+    items.expect("a class of that size")
+}
+
+/// What a program frees and wants again stays in buckets, however much it is; and goes when it is not wanted any more, though nothing of
+/// that size is freed then.
+#[test]
+fn a_depot_grows_to_the_working_set_and_shrinks_with_it() {
+    const BLOCKS: usize = 40_000;
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let turn = || {
+            let blocks: Vec<_> = (0..BLOCKS).map(|_| world.system.alloc(64, world.types[1])).collect();
+            blocks.into_iter().rev().for_each(|block| {
+                // SAFETY: 1. it was just allocated.
+                unsafe { world.system.free(block, 1) };
+            });
+        };
+        let other = |times: usize| {
+            (0..times).for_each(|_| {
+                let blocks: Vec<_> = (0..600).map(|_| world.system.alloc(1024, world.types[1])).collect();
+                // SAFETY: 1. each was just allocated.
+                blocks.into_iter().for_each(|block| unsafe { world.system.free(block, 1) });
+            });
+        };
+        turn();
+        let once = in_depots(&world, 64);
+        assert!(once < BLOCKS as u64 / 5, "{once} of {BLOCKS} after they were used once");
+        (0..5).for_each(|_| turn());
+        let used = in_depots(&world, 64);
+        assert!(used > BLOCKS as u64 * 9 / 10, "{used} of {BLOCKS} after they were used again and again");
+        let out = world.system.page_counts().out;
+        // No time has passed, so all stays whatever else happens.
+        other(20);
+        assert_eq!(in_depots(&world, 64), used);
+        for _ in 0..10 {
+            world.machine.advance(std::time::Duration::from_millis(100));
+            other(1);
+        }
+        let later = in_depots(&world, 64);
+        assert!(later * 20 < used, "{later} of {used} a second later");
+        assert!(world.system.page_counts().out * 3 < out, "{:?} with {out} before", world.system.page_counts());
+        // As small as at first: what is freed once is not kept.
+        turn();
+        assert!(in_depots(&world, 64) < BLOCKS as u64 / 5);
         world.system.validate().unwrap();
     });
 }

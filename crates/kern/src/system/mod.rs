@@ -16,6 +16,7 @@
 //! and no section entered with a lock held, but for the counting of large blocks, which takes no lock.
 
 mod alloc;
+mod depot;
 mod free;
 mod large;
 mod outside;
@@ -32,7 +33,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use abi::{AtomicU64, Ordering, page};
 use platform::{Lock, Platform, SlotTable};
 
-use crate::bucket::{BucketPool, Depot};
+use self::depot::ClassDepot;
+use crate::bucket::BucketPool;
 use crate::class::{CLASSES, Place, SLAB_CLASSES, SLAB_MAX_BYTES, class_align, class_of};
 use crate::meta::Meta;
 use crate::page::Pages;
@@ -53,7 +55,7 @@ const BUCKET_FIRST: usize = 7;
 
 /// A zone of malloc: depot, keg, and how large its buckets are now.
 struct ClassZone<P: Platform> {
-    depot: Lock<P::Lock, Depot>,
+    depot: Lock<P::Lock, ClassDepot>,
     keg: Lock<P::Lock, Keg>,
     bucket_size: AtomicU32,
 }
@@ -124,6 +126,9 @@ pub struct System<P: Platform> {
     gone_types: AtomicU32,
     last_purge_ns: AtomicU64,
     retaken_since_ns: AtomicU64,
+    /// When the depots were last looked at, and slow paths that came by since.
+    depots_seen_ns: AtomicU64,
+    depot_turns: AtomicU32,
     outside: Outside,
     /// Zones made at run time.
     pub(crate) registry: Registry<P>,
@@ -152,7 +157,7 @@ impl<P: Platform> System<P> {
     pub const fn new() -> Self {
         let mut zones = [const {
             ClassZone {
-                depot: Lock::new(Depot::new()),
+                depot: Lock::new(ClassDepot::new()),
                 keg: Lock::new(Keg::new(0)),
                 bucket_size: AtomicU32::new(BUCKET_FIRST as u32),
             }
@@ -180,6 +185,8 @@ impl<P: Platform> System<P> {
             gone_types: AtomicU32::new(0),
             last_purge_ns: AtomicU64::new(0),
             retaken_since_ns: AtomicU64::new(0),
+            depots_seen_ns: AtomicU64::new(0),
+            depot_turns: AtomicU32::new(0),
             outside: Outside::new(),
             registry: Registry::new(),
             limit_sleepers: AtomicU32::new(0),

@@ -54,22 +54,6 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Items of the depots go to their slabs.
-    pub(super) fn drain_depots(&self) {
-        for class in 0..SLAB_CLASSES {
-            while let Some(bucket) = {
-                let mut depot = self.zones[class].depot.lock();
-                let bucket = depot.pop();
-                self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
-                bucket
-            } {
-                // SAFETY: free items of this class, out of every cache.
-                unsafe { self.keg_put(class, bucket.filled()) };
-                self.pool.lock().put(bucket);
-            }
-        }
-    }
-
     /// Empties one slot's caches, bucket by bucket. False when the platform could not claim it.
     pub(crate) fn drain_slot(&self, index: usize) -> bool {
         let slot = self.slot_table().slot(index) as *mut Slot;

@@ -255,6 +255,7 @@ impl<P: Platform> System<P> {
         let control = &self.stats().header().control;
         let asked = control.uma_reclaim.load(Ordering::Relaxed) | control.settings.load(Ordering::Relaxed);
         if self.shortage.wanted.load(Ordering::Relaxed) == 0 && asked == 0 {
+            self.trim_depots_in_background();
             return self.trim_in_background();
         }
         // Not in an interrupt: what is asked for may take long.

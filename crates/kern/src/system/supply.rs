@@ -1,4 +1,4 @@
-//! What lies behind the buckets: depots, kegs, slabs and pages, and the account of them.
+//! What lies behind the depots: kegs, slabs and pages, and the account of them.
 
 use core::ptr::NonNull;
 
@@ -6,24 +6,11 @@ use abi::{CacheEntry, Ordering};
 use platform::Platform;
 
 use super::System;
-use crate::bucket::BucketPtr;
-use crate::class::{DESCRIPTOR_BYTES, SLAB_CLASSES, SlabLayout, bucket_max, slab_layout};
+use crate::class::{DESCRIPTOR_BYTES, SLAB_CLASSES, SlabLayout, slab_layout};
 use crate::page::Pages;
 use crate::slab::{ClassInfo, Keg, Returned, Slab};
 use crate::slot::Slot;
 
-/// Full buckets a depot keeps per CPU identity; more go back to their slabs.
-const DEPOT_BUCKETS_PER_ID: usize = 8;
-/// A depot that was given so many times what it may hold, and nothing was taken from it, is let go: the program shrinks, and items
-/// in buckets keep their slabs from becoming empty.
-const IDLE_TURNS: usize = 2;
-/// Buckets of a zone that shrinks are made smaller down to so many items: what lies in a bucket keeps its slab.
-const SHRUNK_BUCKET_LEAST: u32 = 63;
-/// The same where it has only shrunk for [`LONG_IDLE_NS`]: it will not want them back at once.
-const LONG_SHRUNK_BUCKET_LEAST: u32 = 7;
-const LONG_IDLE_NS: u64 = 50_000_000;
-/// Every how many buckets the time is asked for.
-const IDLE_LOOK_EVERY: usize = 16;
 /// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
 /// page, some thousandth of the time.
 const RETAKEN_MOST: u64 = 1_000;
@@ -32,71 +19,6 @@ const RETAKEN_EVERY_NS: u64 = 1_000_000_000;
 const PURGE_EVERY_NS: u64 = 50_000_000;
 
 impl<P: Platform> System<P> {
-    /// A bucket with items, from the depot or filled from the keg; `None` when memory for either ends.
-    pub(super) fn full_bucket(&self, class: usize) -> Option<BucketPtr> {
-        self.obey();
-        let zone = &self.zones[class];
-        {
-            let mut depot = zone.depot.lock();
-            if let Some(bucket) = depot.pop() {
-                self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
-                return Some(bucket);
-            }
-        }
-        let most = self.bucket_cap(class);
-        let size = (zone.bucket_size.load(Ordering::Relaxed) as usize).min(most);
-        // Twice as large at each miss, up to 63 items or an eighth of what the zone has: a small program caches little.
-        let larger = (size * 2 + 1).min(most).min((self.zone_items(class) / 8).max(63)).max(size);
-        zone.bucket_size.store(larger as u32, Ordering::Relaxed);
-        self.stats().zone(class).bucket_size.store(larger as u64, Ordering::Relaxed);
-        let mut bucket = self.pool.lock().get(&self.meta, size)?;
-        let want = size.min(bucket.capacity());
-        // SAFETY: the bucket has room for `want`.
-        let got = unsafe { self.keg_take(class, bucket.items(), want) };
-        if got == 0 {
-            self.pool.lock().put(bucket);
-            return None;
-        }
-        bucket.set_count(got);
-        Some(bucket)
-    }
-
-    /// Items of a zone, free or not.
-    fn zone_items(&self, class: usize) -> usize {
-        self.stats().zone(class).slabs.load(Ordering::Relaxed) as usize * slab_layout_of(class).items
-    }
-
-    /// A bucket with items goes to the depot, or its items to their slabs when the depot has enough.
-    pub(super) fn store_full(&self, class: usize, bucket: BucketPtr) {
-        let zone = &self.zones[class];
-        let most = DEPOT_BUCKETS_PER_ID * self.slot_table().ids;
-        let (mut extra, idle, long_idle) = {
-            let mut depot = zone.depot.lock();
-            // While somebody sleeps for memory, free items stay in their slabs (see `shortage`).
-            let mut extra = if self.is_short() { Some(bucket) } else { depot.push(bucket, most).err() };
-            let idle_pushes = depot.idle_pushes();
-            let idle = idle_pushes > IDLE_TURNS * most;
-            if idle && extra.is_none() {
-                extra = depot.take();
-            }
-            let long_idle =
-                idle && idle_pushes.is_multiple_of(IDLE_LOOK_EVERY) && depot.idle_ns(P::now_ns()) > LONG_IDLE_NS;
-            self.stats().zone(class).depot.store(depot.items as u64, Ordering::Relaxed);
-            (extra, idle, long_idle)
-        };
-        if idle {
-            let size = zone.bucket_size.load(Ordering::Relaxed);
-            let least = if long_idle { LONG_SHRUNK_BUCKET_LEAST } else { SHRUNK_BUCKET_LEAST };
-            zone.bucket_size.store((size / 2).max(least).min(size), Ordering::Relaxed);
-        }
-        while let Some(bucket) = extra {
-            // SAFETY: free items of this class, out of every cache.
-            unsafe { self.keg_put(class, bucket.filled()) };
-            self.pool.lock().put(bucket);
-            extra = if idle { zone.depot.lock().take() } else { None };
-        }
-    }
-
     /// Items from the keg's slabs, from a new slab when those have none.
     ///
     /// # Safety
@@ -150,14 +72,6 @@ impl<P: Platform> System<P> {
         }
         self.publish_keg(class, &keg);
         self.wake_sleepers();
-    }
-
-    /// Most items that a bucket of this class may have, as of the zone's own cap and of the one for all.
-    pub(super) fn bucket_cap(&self, class: usize) -> usize {
-        let all = self.stats().header().control.bucket_size_max.load(Ordering::Relaxed);
-        let own = self.stats().zone(class).bucket_size_max.load(Ordering::Relaxed);
-        let cap = |value: u64| if value == 0 { usize::MAX } else { usize::try_from(value).unwrap_or(usize::MAX) };
-        bucket_max(class).min(cap(all)).min(cap(own))
     }
 
     pub(super) fn add_slab(&self, keg: &mut Keg, class: usize) -> Option<()> {

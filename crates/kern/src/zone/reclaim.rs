@@ -212,13 +212,15 @@ impl<P: Platform> System<P> {
         }
     }
 
-    /// Trims every zone to its working set, each at most once a second however often it is called; for a port's timer. Runs `fini` and (SMR)
+    /// Trims every zone to its working set, each at most once a second however often it is called, and those of the size classes ten times; for
+    /// a port's timer. Runs `fini` and (SMR)
     /// `dtor`; never sleeps.
     ///
     /// Where nobody calls it, slow paths of any call trim zones that have no callbacks to run, and slow paths of a zone's own calls trim it.
     pub fn tick_zones(&self) {
         if self.is_booted() {
             let now = P::now_ns();
+            self.look_at_depots(now);
             self.each_zone(|zone| zone.look_at(now));
         }
     }
