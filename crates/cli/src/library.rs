@@ -2,10 +2,10 @@
 
 use std::env;
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -55,11 +55,18 @@ fn installed() -> Option<PathBuf> {
 
 fn cache_directories() -> Vec<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     // SAFETY: takes nothing, cannot fail.
     let uid = unsafe { libc::geteuid() };
+    let named = absolute("XDG_CACHE_HOME");
+    // What root runs often goes on as another user, who cannot look into root's home.
+    let shared = (uid == 0).then(|| PathBuf::from("/var/cache"));
+    let home = absolute("HOME").map(|home| home.join(".cache"));
+    let caches = match named {
+        Some(named) => vec![named],
+        None => shared.into_iter().chain(home).collect(),
+    };
     let temporary = Path::new("/tmp").join(format!("kernmalloc-{uid}"));
-    cache.map(|cache| cache.join("kernmalloc")).into_iter().chain([temporary]).collect()
+    caches.into_iter().map(|cache| cache.join("kernmalloc")).chain([temporary]).collect()
 }
 
 /// The embedded library as a file in `dir`, written at most once; what is there under its name must be the same to the byte.
@@ -75,6 +82,8 @@ fn write_embedded(dir: &Path) -> Result<PathBuf> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&temporary)?;
         file.write_all(EMBEDDED)?;
+        // Whatever the umask: who it is for may be another user.
+        file.set_permissions(Permissions::from_mode(0o755))?;
         drop(file);
         fs::rename(&temporary, &path)
     };
@@ -91,9 +100,15 @@ fn holds_embedded(path: &Path) -> bool {
     read.is_ok() && found == EMBEDDED
 }
 
-/// Makes a directory only we can write: others' code is not to be preloaded into our programs.
+/// Makes a directory only we can write: others' code is not to be preloaded into our programs. Others may read what root has.
 fn private_directory(dir: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if !dir.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // SAFETY: takes nothing, cannot fail.
+        if unsafe { libc::geteuid() } == 0 {
+            fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+        }
+    }
     let meta = fs::symlink_metadata(dir)?;
     // SAFETY: takes nothing, cannot fail.
     let uid = unsafe { libc::geteuid() };

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -134,7 +134,14 @@ impl Directory {
         loop {
             let path = parent.join(format!("{DIRECTORY_PREFIX}{}-{nonce:x}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(path),
+                Ok(()) => {
+                    // What root runs may go on as another user, and makes its object all the same: as in /tmp, but without looking round.
+                    // SAFETY: takes nothing, cannot fail.
+                    if unsafe { libc::geteuid() } == 0 {
+                        fs::set_permissions(&path, Permissions::from_mode(0o1733))?;
+                    }
+                    return Ok(path);
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => nonce = nonce.wrapping_add(1),
                 Err(e) => return Err(e),
             }

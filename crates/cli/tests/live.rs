@@ -1,8 +1,9 @@
 //! The command with real programs under it.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -520,4 +521,35 @@ fn sysctl_caps_the_buckets_of_a_zone() {
     tell(&mut live, "grow 5000");
     assert_eq!(live.value("vm.uma.malloc_1536.bucket_size"), 3);
     live.finish();
+}
+
+/// A service that root starts and that goes on as another user: both the library and the place for its figures are there for it.
+#[test]
+fn a_program_that_root_runs_as_another_user_is_shown() {
+    // SAFETY: no arguments, no memory.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: to become another user needs root");
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    fs::set_permissions(cache.path(), Permissions::from_mode(0o755)).unwrap();
+    let report = cache.path().join("report.json");
+    let mut command = kernmalloc();
+    command.env("XDG_CACHE_HOME", cache.path()).env_remove("KERNMALLOC_LIBRARY");
+    command.args(["run", "--json", "-o"]).arg(&report).arg("--");
+    command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e", "print qq(uid $>)"]);
+    // SAFETY: umask(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::umask(0o077);
+            Ok(())
+        });
+    }
+    let out = command.output().unwrap();
+    assert_eq!((stdout(&out).as_str(), stderr(&out).as_str()), ("uid 65534", ""));
+    let report = fs::read_to_string(&report).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let processes = report["process"].as_array().unwrap();
+    let names: Vec<_> = processes.iter().filter_map(|process| process["program"]["name"].as_str()).collect();
+    assert_eq!(names, ["setpriv", "perl"], "{report}");
 }

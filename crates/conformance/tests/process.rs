@@ -73,6 +73,15 @@ fn libraries_that_come_and_go() {
     says(&Case::new(cc("plugins")).args(["300"]).args(plugins()), "300 times\n");
 }
 
+/// `RTLD_DEEPBIND` puts the C library's malloc before ours for the library opened so, and the two would free each other's blocks.
+#[test]
+fn a_library_bound_to_its_own_dependencies_first() {
+    let [plugin, ..] = plugins();
+    let deeper = cc_with("deeper", "deeper.so", &["-fPIC", "-shared", "-Wl,-rpath,$ORIGIN"]);
+    let name = plugin.file_name().expect("a file").to_owned();
+    says(&Case::new(cc("deepbind")).args([deeper.into_os_string(), name]), "done\n");
+}
+
 #[test]
 fn every_descriptor_closed() {
     let sandbox = Sandbox::new("closed");

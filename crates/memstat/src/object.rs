@@ -1,8 +1,9 @@
 //! A statistics object, opened; and the programs that have one.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::{offset_of, size_of};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use abi::{
@@ -45,7 +46,9 @@ impl std::fmt::Debug for Object {
 impl Object {
     /// Opens an object left behind in a file (or one of a live program, by its path).
     pub fn open_file(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::open(path, e))?;
+        // Not to wait for whoever would write to a pipe of that name.
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = open.map_err(|e| Error::open(path, e))?;
         if !file.metadata().map_err(|e| Error::open(path, e))?.is_file() {
             return Err(Error::open(path, io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }

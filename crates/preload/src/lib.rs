@@ -16,6 +16,7 @@ mod entry;
 pub mod family;
 pub mod info;
 pub mod life;
+pub mod open;
 
 /// A panic here is a fault of ours: nothing in the library panics by design. There is nobody to unwind to.
 #[cfg(all(panic = "abort", not(test)))]

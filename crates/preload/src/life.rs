@@ -13,11 +13,11 @@ unsafe extern "C" {
 
 #[cfg(panic = "abort")]
 const RTLD_DEFAULT: *const c_void = core::ptr::null();
-const RTLD_NEXT: *const c_void = usize::MAX as *const c_void;
+pub(crate) const RTLD_NEXT: *const c_void = usize::MAX as *const c_void;
 
 /// # Safety
 /// 1. `name` ends with a NUL.
-unsafe fn symbol(handle: *const c_void, name: &[u8]) -> Option<*mut c_void> {
+pub(crate) unsafe fn symbol(handle: *const c_void, name: &[u8]) -> Option<*mut c_void> {
     debug_assert!(name.ends_with(&[0]));
     // SAFETY: 1.
     let found = unsafe { dlsym(handle, name.as_ptr()) };
