@@ -117,6 +117,16 @@ via_xrealloc(int n)
 		keep(xrealloc(nullptr, 300));
 }
 
+/* Its members are the C++ library's. */
+static std::string strings[200];
+CALLER
+via_string(int n)
+{
+	CHECK(n <= 200);
+	while (n--)
+		strings[n].append(text);
+}
+
 int
 main()
 {
@@ -142,6 +152,7 @@ main()
 		{ "via_g_strdup", via_g_strdup, 151, 38 },
 		{ "via_xmalloc", via_xmalloc, 157, 100 },
 		{ "via_xrealloc", via_xrealloc, 163, 300 },
+		{ "via_string", via_string, 167, 38 },
 	};
 	for (const auto &c : callers)
 		c.call(c.n);

@@ -178,7 +178,7 @@ fn callers_are_credited(case: &Case, expected: usize) {
 
 #[test]
 fn wrappers_are_looked_through() {
-    callers_are_credited(&Case::new(cc_with("wrappers", "wrappers", &["-ldl"])), 11);
+    callers_are_credited(&Case::new(cc_with("wrappers", "wrappers", &["-ldl"])), 12);
 }
 
 #[test]

@@ -247,6 +247,7 @@ impl Modules {
                 self.add_wrapper(range);
             }
         }
+        wrappers::string_members(|name| image.function(name).map(|range| self.add_wrapper(range)).is_some());
         let path = module.path;
         // SAFETY: our own memory of that size, used by nobody else meanwhile.
         let buffer = unsafe { core::slice::from_raw_parts_mut(self.buffer, MAPS_BUFFER) };

@@ -1,6 +1,8 @@
 //! Functions whose business is to call malloc for somebody else: a block they allocate is their caller's.
 #![forbid(unsafe_code)]
 
+use kern::text::Text;
+
 /// By name, exported or local.
 pub(crate) const NAMES: &[&[u8]] = &[
     // C library
@@ -94,6 +96,100 @@ pub(crate) const NAMES: &[&[u8]] = &[
     b"zrealloc_usable",
     b"ztrymalloc_usable",
     b"zstrdup",
+    // MariaDB and MySQL, PHP, Ruby, R, Tcl
+    b"my_malloc",
+    b"my_multi_malloc",
+    b"my_multi_malloc_large",
+    b"my_realloc",
+    b"my_memdup",
+    b"my_strdup",
+    b"my_strndup",
+    b"__zend_malloc",
+    b"__zend_calloc",
+    b"__zend_realloc",
+    b"zend_strndup",
+    b"ruby_xmalloc",
+    b"ruby_xmalloc2",
+    b"ruby_xcalloc",
+    b"ruby_xrealloc",
+    b"ruby_xrealloc2",
+    b"ruby_strdup",
+    b"R_chk_calloc",
+    b"R_chk_realloc",
+    b"R_malloc_gc",
+    b"R_calloc_gc",
+    b"R_realloc_gc",
+    b"Tcl_Alloc",
+    b"Tcl_AttemptAlloc",
+    b"Tcl_Realloc",
+    b"Tcl_AttemptRealloc",
+    b"TclpAlloc",
+    b"TclpRealloc",
+    // SQLite
+    b"sqlite3MemMalloc",
+    b"sqlite3MemRealloc",
+    b"sqlite3Malloc",
+    b"sqlite3MallocZero",
+    b"sqlite3Realloc",
+    b"sqlite3_malloc",
+    b"sqlite3_malloc64",
+    b"sqlite3_realloc",
+    b"sqlite3_realloc64",
+    b"sqlite3DbMallocRaw",
+    b"sqlite3DbMallocRawNN",
+    b"sqlite3DbMallocZero",
+    b"sqlite3DbRealloc",
+    b"sqlite3DbReallocOrFree",
+    b"sqlite3DbStrDup",
+    b"sqlite3DbStrNDup",
+    // FFmpeg, ImageMagick
+    b"av_malloc",
+    b"av_mallocz",
+    b"av_calloc",
+    b"av_malloc_array",
+    b"av_mallocz_array",
+    b"av_realloc",
+    b"av_realloc_f",
+    b"av_realloc_array",
+    b"av_reallocp",
+    b"av_reallocp_array",
+    b"av_strdup",
+    b"av_strndup",
+    b"av_memdup",
+    b"AcquireMagickMemory",
+    b"AcquireQuantumMemory",
+    b"AcquireAlignedMemory",
+    b"AcquireCriticalMemory",
+    b"ResizeMagickMemory",
+    b"ResizeQuantumMemory",
+    // OpenLDAP, D-Bus, GMP, libxml2, nginx, PostgreSQL's programs, LLVM
+    b"ber_memalloc",
+    b"ber_memalloc_x",
+    b"ber_memcalloc",
+    b"ber_memcalloc_x",
+    b"ber_memrealloc",
+    b"ber_memrealloc_x",
+    b"ber_strdup",
+    b"ber_strdup_x",
+    b"ber_strndup",
+    b"ber_strndup_x",
+    b"dbus_malloc",
+    b"dbus_malloc0",
+    b"dbus_realloc",
+    b"_dbus_strdup",
+    b"__gmp_default_allocate",
+    b"__gmp_default_reallocate",
+    b"xmlStrdup",
+    b"xmlStrndup",
+    b"xmlCharStrdup",
+    b"ngx_alloc",
+    b"ngx_calloc",
+    b"pg_malloc",
+    b"pg_malloc0",
+    b"pg_malloc_extended",
+    b"pg_realloc",
+    b"pg_strdup",
+    b"_ZN4llvm15allocate_bufferEmm",
     // Rust
     b"__rust_alloc",
     b"__rust_alloc_zeroed",
@@ -102,6 +198,66 @@ pub(crate) const NAMES: &[&[u8]] = &[
     b"__rdl_alloc_zeroed",
     b"__rdl_realloc",
 ];
+
+/// Members of C++'s strings, most of which the C++ library has compiled for everybody.
+const STRINGS: &[&[u8]] = &[b"_ZNSt7__cxx1112basic_stringI", b"_ZNKSt7__cxx1112basic_stringI"];
+
+/// Strings of `char`, as the C++ library exports them: how every name begins, and how those end whose functions allocate.
+const STRING: &[u8] = b"_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE";
+const STRING_MEMBERS: &[&[u8]] = &[
+    b"9_M_createERmm",
+    b"9_M_mutateEmmPKcm",
+    b"9_M_appendEPKcm",
+    b"9_M_assignERKS4_",
+    b"10_M_replaceEmmPKcm",
+    b"14_M_replace_auxEmmmc",
+    b"12_M_constructEmc",
+    b"12_M_constructIPKcEEvT_S8_St20forward_iterator_tag",
+    b"12_M_constructIPcEEvT_S7_St20forward_iterator_tag",
+    b"7reserveEm",
+    b"6resizeEmc",
+    b"9push_backEc",
+    b"6appendEPKc",
+    b"6appendEPKcm",
+    b"6appendERKS4_",
+    b"6appendERKS4_mm",
+    b"6appendEmc",
+    b"6assignEPKc",
+    b"6assignEPKcm",
+    b"6assignERKS4_",
+    b"6assignERKS4_mm",
+    b"6assignEmc",
+    b"6insertEmPKc",
+    b"6insertEmPKcm",
+    b"6insertEmRKS4_",
+    b"6insertEmmc",
+    b"7replaceEmmPKc",
+    b"7replaceEmmPKcm",
+    b"7replaceEmmRKS4_",
+    b"7replaceEmmmc",
+    b"C1EPKcRKS3_",
+    b"C1EPKcmRKS3_",
+    b"C1ERKS4_",
+    b"C1ERKS4_mm",
+    b"C1EmcRKS3_",
+    b"aSEPKc",
+    b"aSERKS4_",
+    b"pLEPKc",
+    b"pLERKS4_",
+    b"pLEc",
+];
+
+/// Calls `visit` with the exported names of what allocates for C++'s strings, while it says that there is such a thing.
+pub(crate) fn string_members(mut visit: impl FnMut(&[u8]) -> bool) {
+    for (n, member) in STRING_MEMBERS.iter().enumerate() {
+        let mut name = Text::<128>::new();
+        name.push(STRING).push(member);
+        // Without the first a library has none.
+        if !visit(name.as_bytes()) && n == 0 {
+            return;
+        }
+    }
+}
 
 /// What a Rust program's request passes on its way from the function that wants memory: all of these crates, since whatever
 /// they allocate is for their callers (a function that they call back, a closure, is its own crate's).
@@ -168,7 +324,7 @@ pub(crate) fn match_symbol(name: &[u8]) -> Option<usize> {
     if name.starts_with(b"_R") {
         return is_wrapper_v0(name).then_some(name.len());
     }
-    if name.starts_with(b"_ZN") && is_wrapper_legacy(name) {
+    if STRINGS.iter().any(|members| name.starts_with(members)) || name.starts_with(b"_ZN") && is_wrapper_legacy(name) {
         return Some(name.len());
     }
     NAMES.iter().filter(|known| name.ends_with(known)).map(|known| known.len()).max()
@@ -183,6 +339,18 @@ mod tests {
         assert_eq!(match_symbol(b"xmalloc"), Some(7));
         assert_eq!(match_symbol(b"my_xmalloc"), Some(7));
         assert_eq!(match_symbol(b"malloc"), None);
+    }
+
+    #[test]
+    fn members_of_strings_match_and_functions_that_take_one_do_not() {
+        for (name, matches) in [
+            ("_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE9_M_createERmm", true),
+            ("_ZNKSt7__cxx1112basic_stringIwSt11char_traitsIwESaIwEE6substrEmm", true),
+            ("_Z4workNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE", false),
+            ("_ZNSt6vectorINSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEESaIS5_EE7reserveEm", false),
+        ] {
+            assert_eq!(match_symbol(name.as_bytes()), matches.then_some(name.len()), "{name}");
+        }
     }
 
     #[test]
