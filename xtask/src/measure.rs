@@ -59,7 +59,7 @@ pub(crate) fn command() -> PathBuf {
 
 /// Takes out of its environment what would be measured with it: a developer's settings, and cargo's path for libraries, in which the
 /// loader looks for every one.
-pub(crate) fn plain_environment(command: &mut Command) {
+fn plain_environment(command: &mut Command) {
     for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "KERNMALLOC", "KERNMALLOC_DIR"] {
         command.env_remove(name);
     }
@@ -77,6 +77,20 @@ pub(crate) struct Cost {
     /// Page faults, with and without reading from a file.
     pub(crate) faults: Option<u64>,
     pub(crate) system_calls: Option<u64>,
+}
+
+/// Runs a program that measures itself, under an allocator if one is named, and gives the numbers that it writes.
+pub(crate) fn numbers(mut command: Command, allocator: Option<&Allocator>) -> Result<Vec<u64>> {
+    plain_environment(&mut command);
+    if let Some(library) = allocator.and_then(|allocator| allocator.preload.as_ref()) {
+        command.env("LD_PRELOAD", library);
+    }
+    if let Some(tunables) = allocator.and_then(|allocator| allocator.tunables) {
+        command.env("KERNMALLOC", tunables);
+    }
+    let text = shell::output(&mut command)?;
+    let words = text.split_whitespace().map(str::parse);
+    words.collect::<Result<_, _>>().with_context(|| format!("{} wrote {text:?}", shell::shown(&command)))
 }
 
 /// A program with its arguments and surroundings.

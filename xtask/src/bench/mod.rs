@@ -4,6 +4,7 @@ use crate::measure::{self, Bench};
 use crate::{debian, machine, service, shell};
 use anyhow::{Context as _, Result, bail};
 
+mod blocks;
 mod plot;
 mod reader;
 mod real;
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
-            "--small" | "--reader" | "--service" | "--vmem" | "--rust" => what = &arg[2..],
+            "--small" | "--reader" | "--service" | "--vmem" | "--rust" | "--blocks" => what = &arg[2..],
             "--rounds" => options.rounds = args.next().context("--rounds takes a number")?.parse()?,
             "--only" => options.only = Some(args.next().context("--only takes a text")?.clone()),
             other => bail!("no option named {other:?}; see cargo xtask help"),
@@ -57,6 +58,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let allocators = measure::allocators()?;
     match what {
         "small" => small::run(&bench, &allocators, &machine, &options),
+        "blocks" => blocks::run(&bench, &allocators, &machine, &options),
         "reader" => reader::run(&bench, &allocators, &machine, &options),
         _ => suite::run(&bench, &allocators, &machine, &options),
     }

@@ -2,7 +2,7 @@
 
 use super::record::{Column, Quantity, Record, Role, Row};
 use super::{Options, plot, write_record};
-use crate::measure::{Cost, plain_environment};
+use crate::measure::{Cost, numbers};
 use crate::shell;
 use anyhow::{Result, bail};
 use std::fmt::Write as _;
@@ -105,10 +105,8 @@ fn build() -> Result<Built> {
 fn measure(program: &Path, args: &[&str; 2], count: u64) -> Result<Cost> {
     let mut command = Command::new(program);
     command.args(args).arg(count.to_string());
-    plain_environment(&mut command);
-    let text = shell::output(&mut command)?;
-    let numbers: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [cpu_us, peak_kib] = numbers[..] else { bail!("{} wrote {text:?}", shell::shown(&command)) };
+    let found = numbers(command, None)?;
+    let [cpu_us, peak_kib] = found[..] else { bail!("{} wrote {found:?}", program.display()) };
     Ok(Cost { cpu_us, peak_kib, ..Cost::default() })
 }
 
