@@ -10,6 +10,7 @@ mod reader;
 mod real;
 mod record;
 mod rust;
+mod sections;
 mod small;
 mod suite;
 mod vmem;
@@ -29,7 +30,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
-            "--small" | "--reader" | "--service" | "--vmem" | "--rust" | "--blocks" => what = &arg[2..],
+            "--small" | "--reader" | "--service" | "--vmem" | "--rust" | "--blocks" | "--sections" => what = &arg[2..],
             "--rounds" => options.rounds = args.next().context("--rounds takes a number")?.parse()?,
             "--only" => options.only = Some(args.next().context("--only takes a text")?.clone()),
             other => bail!("no option named {other:?}; see cargo xtask help"),
@@ -59,8 +60,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     match what {
         "small" => small::run(&bench, &allocators, &machine, &options),
         "blocks" => blocks::run(&bench, &allocators, &machine, &options),
+        "sections" => sections::run(&bench, &allocators, &machine, &options),
         "reader" => reader::run(&bench, &allocators, &machine, &options),
-        _ => suite::run(&bench, &allocators, &machine, &options),
+        _ => {
+            suite::run(&bench, &allocators, &machine, &options)?;
+            if options.only.is_none() { sections::run(&bench, &allocators, &machine, &options) } else { Ok(()) }
+        }
     }
 }
 

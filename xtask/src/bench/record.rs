@@ -155,6 +155,12 @@ impl Record {
         self.spread(row, column, quantity).map(|spread| spread.median)
     }
 
+    /// The median as a cell of a table; nothing where there is none.
+    pub(crate) fn shown(&self, row: usize, column: usize, quantity: Quantity) -> String {
+        let operations = self.rows[row].operations;
+        self.median(row, column, quantity).map_or_else(String::new, |figure| quantity.shown(figure, operations))
+    }
+
     fn ours(&self) -> usize {
         self.columns.iter().position(|column| column.role == Role::Ours).unwrap_or(0)
     }
