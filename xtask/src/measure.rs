@@ -241,6 +241,13 @@ impl Bench {
     }
 }
 
+/// The processes below one: its children, each followed by those below it.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
 /// The middle one.
 pub(crate) fn median(mut values: Vec<u64>) -> u64 {
     values.sort_unstable();

@@ -14,6 +14,7 @@ mod sections;
 mod small;
 mod suite;
 mod vmem;
+mod waste;
 
 pub(crate) use record::{Column, Role};
 
@@ -30,7 +31,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quick" => options.quick = true,
-            "--small" | "--reader" | "--service" | "--vmem" | "--rust" | "--blocks" | "--sections" => what = &arg[2..],
+            "--small" | "--reader" | "--service" | "--vmem" | "--rust" | "--blocks" | "--sections" | "--waste" => {
+                what = &arg[2..]
+            }
             "--rounds" => options.rounds = args.next().context("--rounds takes a number")?.parse()?,
             "--only" => options.only = Some(args.next().context("--only takes a text")?.clone()),
             other => bail!("no option named {other:?}; see cargo xtask help"),
@@ -61,6 +64,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         "small" => small::run(&bench, &allocators, &machine, &options),
         "blocks" => blocks::run(&bench, &allocators, &machine, &options),
         "sections" => sections::run(&bench, &allocators, &machine, &options),
+        "waste" => waste::run(&bench, &allocators, &machine, &options),
         "reader" => reader::run(&bench, &allocators, &machine, &options),
         _ => {
             suite::run(&bench, &allocators, &machine, &options)?;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench --reader`: the price of a reader.
 
 use super::{Options, write_record};
-use crate::measure::{self, Allocator, Bench, Program, median};
+use crate::measure::{self, Allocator, Bench, Program, descendants, median};
 use anyhow::{Context as _, Result, bail};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -60,11 +60,9 @@ pub(super) fn run(bench: &Bench, allocators: &[Allocator], machine: &str, option
 /// The program below the launcher, once it has made its statistics object.
 fn only_child(launcher: u32) -> Result<u32> {
     for _ in 0..1000 {
-        let children =
-            std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap_or_default();
-        if let Some(pid) = children.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
+        if let Some(pid) = descendants(launcher).first().copied() {
             let mut ready = Command::new(measure::command());
-            ready.args(["vmstat", "-s", "-p", &u32::to_string(&pid)]).stdout(Stdio::null()).stderr(Stdio::null());
+            ready.args(["vmstat", "-s", "-p", &pid.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
             if ready.status().is_ok_and(|status| status.success()) {
                 return Ok(pid);
             }

@@ -125,8 +125,13 @@ fn make_repository(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The server alone is measured; it ends when it is told to.
-pub(super) fn redis(bench: &Bench, allocator: &Allocator, quick: bool) -> Result<Cost> {
+/// The server alone is measured; it ends when it is told to. `full` gets the launcher's pid when the client has done its work.
+pub(super) fn redis(
+    bench: &Bench,
+    allocator: &Allocator,
+    quick: bool,
+    full: &mut dyn FnMut(u32) -> Result<()>,
+) -> Result<Cost> {
     let socket = bench.dir().join("redis.socket");
     let _ = std::fs::remove_file(&socket);
     let socket = socket.to_string_lossy().into_owned();
@@ -139,7 +144,7 @@ pub(super) fn redis(bench: &Bench, allocator: &Allocator, quick: bool) -> Result
         let out = cli.args(["-s", &socket]).args(args).stderr(Stdio::null()).output()?;
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
     };
-    bench.run_beside(&server, allocator, |_| {
+    bench.run_beside(&server, allocator, |launcher| {
         let mut tries = 0;
         while client(&["PING"])? != "PONG" {
             tries += 1;
@@ -151,6 +156,7 @@ pub(super) fn redis(bench: &Bench, allocator: &Allocator, quick: bool) -> Result
         benchmark.args(["-n", if quick { "30000" } else { "300000" }]);
         benchmark.args(["-t", "set,get,incr,lpush,rpop,sadd,hset,zadd,mset"]);
         shell::run(benchmark.stdout(Stdio::null()))?;
+        full(launcher)?;
         client(&["SHUTDOWN", "NOSAVE"])?;
         Ok(())
     })

@@ -93,7 +93,7 @@ pub(super) fn run(bench: &Bench, allocators: &[Allocator], machine: &str, option
                 let column = (turn + round as usize) % allocators.len();
                 let cost = match &cell.work {
                     Work::Plain(program) => bench.run(program, &allocators[column])?,
-                    Work::Redis => real::redis(bench, &allocators[column], options.quick)?,
+                    Work::Redis => real::redis(bench, &allocators[column], options.quick, &mut |_| Ok(()))?,
                 };
                 record.add(row, column, cost);
             }
@@ -132,6 +132,7 @@ fn document(tables: &str, machine: &str, options: &Options) -> String {
          A record, made by `cargo xtask bench`; the raw figures of every run are in\n\
          [benchmarks/figures.csv](benchmarks/figures.csv). Other records: [Rust's global allocators](benchmarks/rust.md),\n\
          [small programs](benchmarks/small.md), [the price of a reader](benchmarks/reader.md), [a service](benchmarks/service.md),\n\
+         [many live blocks](benchmarks/blocks.md), [ways into a slot](benchmarks/sections.md), [waste](benchmarks/waste.md),\n\
          [arenas](benchmarks/vmem.md), [allocators of kernels](benchmarks/kernel.md).\n\n\
          Every figure is a median of {} runs{}, the allocators taking turns within each round. Time is CPU time, user and\n\
          system, of all threads; where a row counts operations (a malloc or a free; a push), it is CPU time per operation, with\n\
