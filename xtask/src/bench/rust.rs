@@ -63,7 +63,10 @@ const CONTENDERS: [Contender; 9] = [
     contender("bare stack", Role::Bound, "stack", None),
 ];
 
-/// What is left of a pair over the bare stack's is at most this.
+/// How the programs are built, see `Cargo.toml`.
+const PROFILE: &str = "rust-bench";
+
+/// Our pair over the bare stack's is to be at most this.
 const MOST_OVER_BARE: f64 = 1.15;
 
 /// What there is to measure on this machine.
@@ -78,7 +81,7 @@ struct Built {
 fn build() -> Result<Built> {
     let cargo = |features: &[&str]| {
         let mut build = shell::cargo();
-        build.args(["build", "--quiet", "--release", "--package", "kernmalloc-rust-bench", "--bins"]);
+        build.args(["build", "--quiet", "--profile", PROFILE, "--package", "kernmalloc-rust-bench", "--bins"]);
         build.arg(format!("--features={}", features.join(",")));
         shell::run(&mut build)
     };
@@ -92,7 +95,7 @@ fn build() -> Result<Built> {
     let there =
         CONTENDERS.iter().filter(|contender| contender.feature.is_none_or(|feature| !missing.contains(&feature)));
     let there = there.map(|contender| {
-        let file = shell::target_dir().join("release").join(format!("rust-bench-{}", contender.program));
+        let file = shell::target_dir().join(PROFILE).join(format!("rust-bench-{}", contender.program));
         (contender.column, file)
     });
     let programs: Vec<(Column, PathBuf)> = there.collect();
@@ -166,12 +169,14 @@ fn page(record: &Record, missing: &[&str], machine: &str, options: &Options) -> 
     let mut out = format!(
         "# Global allocators of Rust programs\n\n\
          Made by `cargo xtask bench --rust` from `tests/rust-bench`; the figures of every run are in [rust.csv](rust.csv). Medians of\n\
-         {} runs{}, the allocators taking turns within each round; CPU time, user and system, of all threads, after a sixteenth\n\
-         of the work to warm up. Where blocks are counted it is the time of an allocation and its free, with the program's own work\n\
-         in it. `kernmalloc` is the crate as users have it: exact statistics, credited to call sites. Bold: no peer is better.\n\n\
-         The peers are crates: mimalloc, tikv-jemallocator, snmalloc-rs, rpmalloc with its caches; talc behind a spin lock and rlsf behind a\n\
-         mutex are made for programs without an operating system. `bare stack` is no allocator but a bound: a stack per thread and class,\n\
-         and a look-up of the class, without a count or a check. ferroc needs a nightly compiler. Allocators of kernels are in\n\
+         {} runs{}, the allocators taking turns within each round; CPU time, user and system, of all threads,\n\
+         after a sixteenth of the work to warm up. Where blocks are counted it is the time of an allocation and its free, with the\n\
+         program's own work in it. `kernmalloc` is the crate as users have it: exact statistics, credited to call sites. Bold: no peer\n\
+         is better.\n\n\
+         All are built as cargo builds a release, the peers in C and C++ by their crates with gcc. They are mimalloc,\n\
+         tikv-jemallocator, snmalloc-rs and rpmalloc with its caches; talc behind a spin lock and rlsf behind a mutex are made for programs\n\
+         without an operating system. `bare stack` is no allocator but a bound: a stack per thread and class, and a look-up of the class,\n\
+         without a count or a check. ferroc, which needs a nightly compiler, is missing. Allocators of kernels are in\n\
          [kernel.md](kernel.md).\n\n",
         options.rounds,
         if options.quick { " of a quarter of the work" } else { "" },
