@@ -41,6 +41,7 @@ const FOR_BENCHMARKS: &[Need] = &[
     need("/usr/lib/*/libmimalloc.so.2", "libmimalloc2.0"),
     need("/usr/lib/*/libjemalloc.so.2", "libjemalloc2"),
     need("/usr/lib/*/libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+    need("strace", "strace"),
 ];
 
 /// The file, where `*` stands for the machine's multiarch directory.

@@ -6,7 +6,6 @@
 use anyhow::{Result, bail};
 
 mod bench;
-mod bench_vmem;
 mod debian;
 mod guards;
 mod history;
@@ -30,7 +29,11 @@ Usage: cargo xtask COMMAND
                     loom, the preload's undefined symbols, instructions of the fast paths, and real programs
                     under kernmalloc
   tidy              format, clippy, layer order, stray files
-  bench [--quick]   the benchmarks, beside glibc and the peers; writes docs/benchmarks.md
+  bench [--quick]   the benchmarks, beside glibc and the peers; writes docs/benchmarks.md, and plots in docs/benchmarks
+  bench --rust      only Rust's global allocators, beside peers that are crates; writes docs/benchmarks/rust.*
+  bench --blocks    only blocks replaced among a million to a hundred million; writes docs/benchmarks/blocks.*
+  bench --sections  only the ways into a slot, which bench measures too; writes docs/benchmarks/sections.*
+  bench --waste     only what real programs are served and did not ask for, and what slabs waste; writes docs/benchmarks/waste.*
   bench --small     only the peak memory of small programs; writes docs/benchmarks/small.md
   bench --reader    only the price of a reader polling every 10 ms; writes docs/benchmarks/reader.md
   bench --service   only the example service, beside the same with mimalloc; writes docs/benchmarks/service.md

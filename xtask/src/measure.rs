@@ -1,5 +1,6 @@
-//! One measurement: a program under one allocator, its CPU time and its peak of resident memory.
+//! One measurement: a program under one allocator, its CPU time, its resident memory, its page faults and system calls.
 
+use crate::bench::{Column, Role};
 use crate::{debian, shell};
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
@@ -18,6 +19,11 @@ impl Allocator {
     /// Whether it is ours, in any setting.
     pub(crate) fn is_ours(&self) -> bool {
         self.name.starts_with("kernmalloc")
+    }
+
+    /// What it is in a table.
+    pub(crate) fn column(&self) -> Column {
+        Column { name: self.name, role: if self.is_ours() { Role::Ours } else { Role::Peer } }
     }
 }
 
@@ -51,13 +57,40 @@ pub(crate) fn command() -> PathBuf {
     shell::target_dir().join("release/kernmalloc")
 }
 
-/// What a run cost.
-#[derive(Clone, Copy, Debug)]
+/// Takes out of its environment what would be measured with it: a developer's settings, and cargo's path for libraries, in which the
+/// loader looks for every one.
+fn plain_environment(command: &mut Command) {
+    for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "KERNMALLOC", "KERNMALLOC_DIR"] {
+        command.env_remove(name);
+    }
+}
+
+/// What a run cost. `None`: not measured in such a run.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
     /// CPU time, user and system, of all threads and of children waited for.
     pub(crate) cpu_us: u64,
     /// Peak of resident memory.
     pub(crate) peak_kib: u64,
+    /// Resident memory in the middle of the run's samples.
+    pub(crate) steady_kib: Option<u64>,
+    /// Page faults, with and without reading from a file.
+    pub(crate) faults: Option<u64>,
+    pub(crate) system_calls: Option<u64>,
+}
+
+/// Runs a program that measures itself, under an allocator if one is named, and gives the numbers that it writes.
+pub(crate) fn numbers(mut command: Command, allocator: Option<&Allocator>) -> Result<Vec<u64>> {
+    plain_environment(&mut command);
+    if let Some(library) = allocator.and_then(|allocator| allocator.preload.as_ref()) {
+        command.env("LD_PRELOAD", library);
+    }
+    if let Some(tunables) = allocator.and_then(|allocator| allocator.tunables) {
+        command.env("KERNMALLOC", tunables);
+    }
+    let text = shell::output(&mut command)?;
+    let words = text.split_whitespace().map(str::parse);
+    words.collect::<Result<_, _>>().with_context(|| format!("{} wrote {text:?}", shell::shown(&command)))
 }
 
 /// A program with its arguments and surroundings.
@@ -80,26 +113,34 @@ impl Program {
         self
     }
 
-    /// The launcher around it, preloaded only below the launcher.
-    pub(crate) fn command(&self, allocator: &Allocator, launcher: &Path, result: &Path) -> Command {
-        let mut command = Command::new(launcher);
-        command.arg(result);
-        if let Some(preload) = &allocator.preload {
-            command.arg(format!("LD_PRELOAD={}", preload.display()));
-        }
-        if let Some(tunables) = allocator.tunables {
-            command.arg(format!("KERNMALLOC={tunables}"));
-        }
-        for (name, value) in &self.env {
-            command.arg(format!("{name}={value}"));
-        }
-        command.arg(&self.program).args(&self.args);
+    /// What is in its environment besides ours, as `NAME=VALUE`.
+    fn variables(&self, allocator: &Allocator) -> Vec<String> {
+        let preload = allocator.preload.as_ref().map(|library| format!("LD_PRELOAD={}", library.display()));
+        let tunables = allocator.tunables.map(|tunables| format!("KERNMALLOC={tunables}"));
+        let own = self.env.iter().map(|(name, value)| format!("{name}={value}"));
+        preload.into_iter().chain(tunables).chain(own).collect()
+    }
+
+    /// Where what starts it runs, with which input, and without what a developer has in the environment.
+    fn surround(&self, command: &mut Command) -> Result<()> {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
-        command.env_remove("LD_PRELOAD").env_remove("KERNMALLOC").env_remove("KERNMALLOC_DIR").env("LC_ALL", "C");
+        plain_environment(command);
+        command.env("LC_ALL", "C");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        command
+        if let Some(stdin) = &self.stdin {
+            command.stdin(std::fs::File::open(stdin).with_context(|| stdin.display().to_string())?);
+        }
+        Ok(())
+    }
+
+    /// The launcher around it, preloaded only below the launcher.
+    fn command(&self, allocator: &Allocator, launcher: &Path, result: &Path) -> Result<Command> {
+        let mut command = Command::new(launcher);
+        command.arg(result).args(self.variables(allocator)).arg(&self.program).args(&self.args);
+        self.surround(&mut command)?;
+        Ok(command)
     }
 }
 
@@ -155,10 +196,7 @@ impl Bench {
     ) -> Result<Cost> {
         let result = self.dir.join("result");
         let _ = std::fs::remove_file(&result);
-        let mut command = program.command(allocator, &self.launcher, &result);
-        if let Some(stdin) = &program.stdin {
-            command.stdin(std::fs::File::open(stdin).with_context(|| stdin.display().to_string())?);
-        }
+        let mut command = program.command(allocator, &self.launcher, &result)?;
         let mut child = command.spawn().with_context(|| shell::shown(&command))?;
         let besides = beside(child.id());
         let status = child.wait()?;
@@ -168,12 +206,51 @@ impl Bench {
         }
         let text = std::fs::read_to_string(&result).with_context(|| result.display().to_string())?;
         let numbers: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let [status, user_us, system_us, peak_kib] = numbers[..] else { bail!("the launcher wrote {text:?}") };
+        let [status, user_us, system_us, peak_kib, faults, steady_kib] = numbers[..] else {
+            bail!("the launcher wrote {text:?}")
+        };
         if status != 0 {
             bail!("{} under {} ended with wait status {status:#x}", shell::shown(&command), allocator.name);
         }
-        Ok(Cost { cpu_us: user_us + system_us, peak_kib })
+        Ok(Cost {
+            cpu_us: user_us + system_us,
+            peak_kib,
+            steady_kib: Some(steady_kib),
+            faults: Some(faults),
+            system_calls: None,
+        })
     }
+}
+
+impl Bench {
+    /// System calls of one run, of all its threads and processes, as strace(1) counts them; `None` where that is not installed or not
+    /// allowed.
+    pub(crate) fn system_calls(&self, program: &Program, allocator: &Allocator) -> Result<Option<u64>> {
+        let Some(strace) = shell::find_program("strace") else { return Ok(None) };
+        let counts = self.dir.join("strace");
+        let mut command = Command::new(strace);
+        command.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&counts);
+        for variable in program.variables(allocator) {
+            command.arg("-E").arg(variable);
+        }
+        command.arg(&program.program).args(&program.args);
+        program.surround(&mut command)?;
+        // Where tracing is not allowed, or it is no program for that: a table without these figures is better than none at all.
+        if let Err(why) = shell::run(&mut command) {
+            println!("system calls are not counted: {why:#}");
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&counts).with_context(|| counts.display().to_string())?;
+        let total = text.lines().find_map(|line| line.trim().strip_suffix("total")?.trim().parse().ok());
+        Ok(Some(total.with_context(|| format!("strace wrote no total:\n{text}"))?))
+    }
+}
+
+/// The processes below one: its children, each followed by those below it.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
 }
 
 /// The middle one.

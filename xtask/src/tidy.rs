@@ -36,6 +36,10 @@ pub(crate) fn clippy() -> Result<()> {
         "warnings",
     ];
     shell::run(shell::cargo().env("RUSTFLAGS", qemu::RUSTFLAGS).args(kernel))?;
+    // The benchmark's programs, with the peers that need no C compiler; those of the others are the same but for a name.
+    let rust_bench =
+        ["clippy", "--quiet", "--package", "kernmalloc-rust-bench", "--all-targets", "--features", "talc,rlsf"];
+    shell::run(shell::cargo().args(rust_bench).args(["--", "-D", "warnings"]))?;
     shell::run(shell::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 

@@ -3,7 +3,7 @@
 use memstat::{Account, Snapshot, Zone, sizes};
 use serde_json::{Map, Value, json};
 
-use crate::layout::account_lines;
+use crate::layout::{Line, account_lines};
 use crate::rows::Row;
 
 /// What libxo's users call the version of the output.
@@ -103,6 +103,8 @@ pub(crate) fn zones(zones: &[Zone]) -> Value {
 
 /// `memory-account`.
 pub(crate) fn account(account: &Account) -> Value {
-    let figures = account_lines(account).into_iter().map(|line| (line.key.to_owned(), Value::from(line.value)));
+    let value =
+        |line: &Line| if line.is_percent { Value::from(line.value as f64 / 100.0) } else { Value::from(line.value) };
+    let figures = account_lines(account).into_iter().map(|line| (line.key.to_owned(), value(&line)));
     Value::Object(figures.collect())
 }

@@ -290,7 +290,12 @@ fn netbsd_pools(out: &mut String, zones: &[Zone], wide: bool) {
 /// The account of `vmstat -s`: figure first, as that command has always printed.
 pub(crate) fn account(account: &Account) -> String {
     account_lines(account).iter().fold(String::new(), |mut out, line| {
-        let _ = writeln!(out, "{:>15} {}", line.value, line.text);
+        let value = if line.is_percent {
+            format!("{}.{:02}", line.value / 100, line.value % 100)
+        } else {
+            line.value.to_string()
+        };
+        let _ = writeln!(out, "{value:>15} {}", line.text);
         out
     })
 }
@@ -298,6 +303,8 @@ pub(crate) fn account(account: &Account) -> String {
 /// A line of the account.
 pub(crate) struct Line {
     pub(crate) value: i64,
+    /// The value is hundredths of a percent, not bytes.
+    pub(crate) is_percent: bool,
     pub(crate) text: &'static str,
     /// Its name in JSON.
     pub(crate) key: &'static str,
@@ -306,7 +313,7 @@ pub(crate) struct Line {
 /// The lines of the account, one definition each (kernmalloc(1) has them); in JSON by their keys.
 pub(crate) fn account_lines(a: &Account) -> Vec<Line> {
     let mut lines = Vec::new();
-    let mut figure = |value: i64, text, key| lines.push(Line { value, text, key });
+    let mut figure = |value: i64, text, key| lines.push(Line { value, is_percent: false, text, key });
     figure(a.served_classes, "bytes served to the program in size classes", "served-classes");
     figure(a.large.bytes as i64, "bytes served to the program in large blocks", "served-large");
     figure(a.served_zones as i64, "bytes served to the program by its zones", "served-zones");
@@ -335,6 +342,13 @@ pub(crate) fn account_lines(a: &Account) -> Vec<Line> {
     figure(a.not_ours() as i64, "resident, not ours", "not-ours");
     figure(a.total as i64, "resident, all of the program", "total");
     figure(a.swapped as i64, "ours in swap (part of what is not resident)", "swapped");
+    figure(a.served_ever as i64, "bytes served to the program since its start", "served-ever");
+    figure(a.requested_ever as i64, "bytes asked for, of those", "requested-ever");
+    let mut percent = |value: f64, text, key| {
+        lines.push(Line { value: (value * 100.0).round() as i64, is_percent: true, text, key });
+    };
+    percent(a.internal_waste_percent(), "percent of those not asked for: internal waste", "internal-waste-percent");
+    percent(a.slab_waste_percent(), "percent of the slabs in headers and tails: slab waste", "slab-waste-percent");
     lines
 }
 
@@ -523,6 +537,8 @@ mod tests {
             smaps_ours: 21_480,
             library: 4096,
             total: 100_000,
+            served_ever: 40_000,
+            requested_ever: 37_982,
             ..Account::default()
         };
         let lines = account_lines(&a);
@@ -531,6 +547,10 @@ mod tests {
         assert_eq!(lines[..ours].iter().map(|line| line.value).sum::<i64>(), value("ours"));
         assert_eq!(value("difference"), value("ours") - value("smaps-ours"));
         assert_eq!(value("smaps-ours") + value("library") + value("not-ours"), value("total"));
-        assert!(account(&a).starts_with("           1000 bytes served to the program in size classes\n"));
+        let text = account(&a);
+        assert!(text.starts_with("           1000 bytes served to the program in size classes\n"));
+        // 2,018 of 40,000, and 20 of 1,200.
+        assert!(text.contains("           5.05 percent of those not asked for: internal waste\n"), "{text}");
+        assert!(text.ends_with("           1.67 percent of the slabs in headers and tails: slab waste\n"), "{text}");
     }
 }

@@ -473,8 +473,9 @@ fn tell(live: &mut Live, what: &str) {
 fn sysctl_has_a_running_program_give_memory_back() {
     // Keeps all it ever freed, and says so.
     let mut live = Live::start(&["--quiet", "--set", "vm.kmem_dirty_keep=1000000", "--", "python3", "-c", WORKER]);
-    assert_eq!(live.value("vm.kmem_dirty_keep"), 1_000_000);
+    // It answers: what was started may have been a script that starts the program in its place.
     tell(&mut live, "grow 40000");
+    assert_eq!(live.value("vm.kmem_dirty_keep"), 1_000_000);
     tell(&mut live, "drop");
     tell(&mut live, "stir 1");
     let kept = live.value("vm.kmem_free_dirty");

@@ -144,6 +144,19 @@ fn resident(pid: u32) -> u64 {
     kibibytes * 1024
 }
 
+/// Resident memory of a live program that the allocator needs for itself: its tables, its records, the statistics object, and what slabs
+/// have beside their items. (Free items and pages are the program's next blocks, and not in it.)
+#[must_use]
+pub fn own_bytes(pid: u32) -> u64 {
+    let document = vmstat(pid, &["-s"]);
+    let line =
+        |name: &str| document["memory-account"][name].as_i64().unwrap_or_else(|| panic!("no {name}: {document}"));
+    let parts = ["page-table", "records", "object"].map(|name| line(name) + line(&format!("absent-{name}")));
+    // Each is there, or it would not have been found.
+    assert!(parts.iter().all(|part| *part > 0) && line("slab-overhead") > 0, "{document}");
+    (parts.iter().sum::<i64>() + line("slab-overhead")).unsigned_abs()
+}
+
 /// The account of a program that stands still: its lines add up to its sum, the sum is within 1 % of what smaps has as ours,
 /// and ours and not ours are all there is.
 #[track_caller]

@@ -18,8 +18,8 @@ mod sandbox;
 pub use build::{bench_program, cc, cc_with, rust_example, rustc, source};
 pub use host::{Host, command, real_program};
 pub use json::{
-    Site, account_adds_up, crate_totals, failures_of, library_totals, named_types, running, sites, sites_if_any,
-    sites_of_report,
+    Site, account_adds_up, crate_totals, failures_of, library_totals, named_types, own_bytes, running, sites,
+    sites_if_any, sites_of_report,
 };
 pub use process::{Case, Live, Run, descendant};
 pub use sandbox::Sandbox;

@@ -1,6 +1,8 @@
 //! Programs with the allocator inside: nothing is preloaded, and the command finds and reads them all the same.
 
-use kernmalloc_conformance::{Case, Host, Live, Site, crate_totals, named_types, running, rust_example, sites};
+use kernmalloc_conformance::{
+    Case, Host, Live, Site, crate_totals, named_types, own_bytes, running, rust_example, sites,
+};
 
 /// Holds what the program says it holds against what the command says.
 fn callers_and_types(live: &mut Live, what: &str) -> Vec<Site> {
@@ -98,5 +100,26 @@ fn a_stripped_program_keeps_its_types() {
 fn a_program_with_the_allocator_inside_runs_under_the_command_too() {
     let mut live = Case::new(rust_example("callers", "release", &["--release"])).start(Host::Kernmalloc);
     callers_and_types(&mut live, "under the command");
+    drop(live.finish().good());
+}
+
+/// What the allocator needs for itself goes by CPUs and types, not by threads: a million blocks of a thousand threads and types.
+#[test]
+fn a_thousand_threads_with_a_thousand_types() {
+    const LIMIT_BYTES: u64 = 64 << 20;
+    // Lines of counters are per type and CPU, the rest is some for each: far below the limit on a machine of a few CPUs.
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let limit = LIMIT_BYTES.min((8 + cpus) << 20);
+    let mut live = Case::new(rust_example("crowd", "release", &["--release"])).start(Host::Plain);
+    live.wait_for(|line| line == "wait");
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", live.pid())).expect("the program lives").count();
+    assert_eq!(tasks, 1001);
+    let types = named_types(live.pid());
+    let crowd: Vec<(u64, u64)> =
+        types.iter().filter(|(name, _)| name.starts_with("crowd ")).map(|(_, row)| *row).collect();
+    assert_eq!(crowd, vec![(1000, 16_000); 1000]);
+    let own = own_bytes(live.pid());
+    println!("{own} bytes for {tasks} threads and {} types", crowd.len());
+    assert!(own <= limit, "{own} bytes of our own, {limit} are enough");
     drop(live.finish().good());
 }

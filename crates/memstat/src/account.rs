@@ -70,6 +70,10 @@ pub struct Account {
     pub total: u64,
     /// In use by all types, as the table of types says.
     pub types_in_use: u64,
+    /// Served to the program since its start, whether freed or not.
+    pub served_ever: u64,
+    /// Asked for in those requests.
+    pub requested_ever: u64,
 }
 
 impl Account {
@@ -117,6 +121,18 @@ impl Account {
         self.total.saturating_sub(self.smaps_ours).saturating_sub(self.library)
     }
 
+    /// Internal waste: of a hundred bytes served since the start, so many were not asked for.
+    #[must_use]
+    pub fn internal_waste_percent(&self) -> f64 {
+        percent(self.served_ever.saturating_sub(self.requested_ever), self.served_ever)
+    }
+
+    /// Slab waste: of a hundred bytes of slabs, so many are headers and tails.
+    #[must_use]
+    pub fn slab_waste_percent(&self) -> f64 {
+        percent(self.slab_overhead, self.slabs.bytes)
+    }
+
     fn read_once(pid: u32, snapshot: &Snapshot) -> Result<Self> {
         let heap = &snapshot.heap;
         let page_bytes = heap.page_bytes;
@@ -145,6 +161,8 @@ impl Account {
             object: residence(&ranges[3], &parts[2]),
             swapped: pages.swapped + parts.iter().flatten().filter(|r| r.swapped).map(region_bytes).sum::<u64>(),
             types_in_use: snapshot.bytes_in_use(),
+            served_ever: snapshot.types.iter().fold(0, |sum, ty| ty.totals.bytes_allocated.wrapping_add(sum)),
+            requested_ever: snapshot.types.iter().fold(0, |sum, ty| ty.totals.bytes_requested.wrapping_add(sum)),
             ..Self::default()
         };
 
@@ -219,6 +237,11 @@ impl Account {
         }
         Ok(this)
     }
+}
+
+/// 0 of nothing.
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
 fn region_bytes(region: &PageRegion) -> u64 {
@@ -324,4 +347,19 @@ fn read_pages(pid: u32, heap: &Heap) -> Result<Pages> {
     }
     within(&residents, &pages_at(next, npages)).for_each(|part| append(&mut out.clean, part));
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waste_is_a_share_of_what_was_served() {
+        let slabs = Residence { bytes: 4000, absent_bytes: 0 };
+        let account =
+            Account { served_ever: 800, requested_ever: 740, slabs, slab_overhead: 100, ..Account::default() };
+        assert_eq!((account.internal_waste_percent(), account.slab_waste_percent()), (7.5, 2.5));
+        let nothing = Account::default();
+        assert_eq!((nothing.internal_waste_percent(), nothing.slab_waste_percent()), (0.0, 0.0));
+    }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench --vmem`: time of an allocation and a free in an arena, over the number of segments, as a table
 //! and a plot.
 
+use super::plot::{self, Line, Panel};
 use crate::{machine, shell};
 use anyhow::{Context as _, Result, bail};
 use std::fmt::Write as _;
@@ -123,82 +124,22 @@ fn page(points: &[Point], machine: &str) -> String {
     out
 }
 
-/// Three panels side by side, both axes logarithmic.
+/// A panel per load.
 fn svg(points: &[Point]) -> String {
-    const PANEL: f64 = 250.0;
-    const HEIGHT: f64 = 260.0;
-    const LEFT: f64 = 52.0;
-    const TOP: f64 = 34.0;
-    const GAP: f64 = 18.0;
-    // From 10 ns to the next power of ten above everything.
-    let most = points.iter().map(|point| point.high).fold(100.0, f64::max).log10().ceil();
-    let x = |panel: usize, segments: u64| {
-        LEFT + panel as f64 * (PANEL + GAP) + ((segments as f64).log10() - 2.0) / 4.0 * (PANEL - 24.0) + 12.0
-    };
-    let y = |ns: f64| TOP + HEIGHT - (ns.max(1.0).log10() - 1.0).max(0.0) / (most - 1.0) * HEIGHT;
-    let width = LEFT + 3.0 * (PANEL + GAP);
-    let height = TOP + HEIGHT + 46.0 + 16.0 * STRUCTURES.len() as f64;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"sans-serif\" \
-         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    for (panel, (load, title)) in LOADS.iter().enumerate() {
-        let left = LEFT + panel as f64 * (PANEL + GAP);
-        let _ = writeln!(
-            out,
-            "<text x=\"{left:.0}\" y=\"14\" font-weight=\"bold\">{load}</text><text x=\"{left:.0}\" y=\"27\">{title}</text>\n\
-             <rect x=\"{left:.0}\" y=\"{TOP}\" width=\"{PANEL}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#888\"/>"
-        );
-        for power in 1..=most as i32 {
-            let ns = 10_f64.powi(power);
-            let at = y(ns);
-            let right = left + PANEL;
-            let _ = writeln!(out, "<path d=\"M{left:.0} {at:.1}H{right:.0}\" stroke=\"#ddd\"/>");
-            if panel == 0 {
-                let (end, base) = (left - 5.0, at + 4.0);
-                let text = if power < 3 { format!("{ns:.0} ns") } else { format!("{:.0} µs", ns / 1000.0) };
-                let _ = writeln!(out, "<text x=\"{end:.0}\" y=\"{base:.1}\" text-anchor=\"end\">{text}</text>");
-            }
-        }
-        for power in 2..=6_u32 {
-            let (at, base) = (x(panel, 10_u64.pow(power)), TOP + HEIGHT + 14.0);
-            let _ = writeln!(
-                out,
-                "<text x=\"{at:.1}\" y=\"{base:.0}\" text-anchor=\"middle\">10<tspan dy=\"-4\" \
-                 font-size=\"8\">{power}</tspan></text>"
-            );
-        }
-        for (structure, _, colour) in STRUCTURES {
-            let mut line: Vec<&Point> =
-                points.iter().filter(|point| point.structure == structure && point.load == *load).collect();
-            line.sort_by_key(|point| point.segments);
-            let at: Vec<(f64, f64)> = line.iter().map(|point| (x(panel, point.segments), y(point.median))).collect();
-            let path: Vec<String> = at.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-            let _ = writeln!(
-                out,
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>",
-                path.join(" ")
-            );
-            for (x, y) in at {
-                let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{colour}\"/>");
-            }
-        }
-    }
-    let middle = width / 2.0;
-    let base = TOP + HEIGHT + 30.0;
-    let _ =
-        writeln!(out, "<text x=\"{middle:.0}\" y=\"{base:.0}\" text-anchor=\"middle\">segments in the arena</text>");
-    for (index, (_, name, colour)) in STRUCTURES.iter().enumerate() {
-        let at = TOP + HEIGHT + 46.0 + 16.0 * index as f64;
-        let (line, text) = (at - 4.0, LEFT + 28.0);
-        let end = LEFT + 20.0;
-        let _ = writeln!(
-            out,
-            "<path d=\"M{LEFT} {line}H{end}\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{text}\" y=\"{at}\">{name}</text>"
-        );
-    }
-    out += "</svg>\n";
-    out
+    let panels = LOADS.map(|(load, title)| Panel {
+        title: load.to_owned(),
+        subtitle: title.to_owned(),
+        lines: STRUCTURES
+            .map(|(structure, name, colour)| {
+                let mut line: Vec<&Point> =
+                    points.iter().filter(|point| point.structure == structure && point.load == load).collect();
+                line.sort_by_key(|point| point.segments);
+                let points = line.iter().map(|point| (point.segments, point.median)).collect();
+                Line { name, colour, is_dashed: false, points }
+            })
+            .into(),
+    });
+    plot::lines(&panels, (2, 6), "segments in the arena")
 }
 
 #[cfg(test)]
