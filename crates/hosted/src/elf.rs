@@ -171,6 +171,19 @@ impl Image {
     }
 }
 
+/// Takes the time from the image that the kernel maps into every process (vdso(7)), if there is one.
+pub(crate) fn find_user_clock(vdso: usize) {
+    const NAME: &[u8] = if cfg!(target_arch = "aarch64") { b"__kernel_clock_gettime" } else { b"__vdso_clock_gettime" };
+    if vdso == 0 {
+        return;
+    }
+    // SAFETY: 1. the kernel's image, mapped for good.
+    if let Some((start, _)) = unsafe { Image::at(vdso) }.and_then(|image| image.function(NAME)) {
+        // SAFETY: 1. it is that function of the kernel's.
+        unsafe { sys::set_user_clock(start) };
+    }
+}
+
 /// Reads the file piece by piece into a buffer that its holder lends.
 struct Reader<'a> {
     fd: i32,

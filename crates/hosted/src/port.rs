@@ -8,7 +8,7 @@ use kern::{Boot, ObjectLayout, System, TypeId};
 use platform::{Extent, Lock, MisuseReport, PageKind, Platform, SlotTable};
 
 use crate::lock::FutexLock;
-use crate::{fork, object, region, report, section, sys, tunables};
+use crate::{elf, fork, object, region, report, section, sys, tunables};
 
 /// A Linux process.
 #[derive(Clone, Copy, Debug)]
@@ -192,6 +192,7 @@ pub(crate) fn boot_on_first_use() -> bool {
 
 fn boot_locked() -> bool {
     tunables::load();
+    elf::find_user_clock(tunables::vdso_base());
     region::place();
     let cpus = possible_cpus().min(MOST_IDS);
     let (kind, ids) = section::prepare(tunables::rseq_feature_size(), cpus, tunables::rseq_allowed());

@@ -114,10 +114,16 @@ unsafe extern "C" {
 
 const AT_SECURE: usize = 23;
 const AT_RSEQ_FEATURE_SIZE: usize = 27;
+const AT_SYSINFO_EHDR: usize = 33;
 
 /// Whether the process has rights that its caller lacks.
 pub fn is_secure() -> bool {
     getauxval(AT_SECURE) != 0
+}
+
+/// Where the kernel has mapped its own image; 0 for nowhere.
+pub(crate) fn vdso_base() -> usize {
+    getauxval(AT_SYSINFO_EHDR)
 }
 
 pub(crate) fn rseq_feature_size() -> usize {
