@@ -53,7 +53,11 @@ pub(crate) struct Hot {
     /// From the thread pointer to the CPU identity.
     id: AtomicUsize,
     base: AtomicUsize,
-    rest: [u8; 4096 - 2112 - 48],
+    /// From a row to the next, bytes.
+    row_bytes: AtomicUsize,
+    /// Behind the last row.
+    end: AtomicUsize,
+    rest: [u8; 4096 - 2112 - 64],
 }
 
 /// See [`Hot`]. Zero at start, hence in anonymous memory.
@@ -66,7 +70,9 @@ pub(crate) static HOT: Hot = Hot {
     area: AtomicUsize::new(0),
     id: AtomicUsize::new(0),
     base: AtomicUsize::new(0),
-    rest: [0; 4096 - 2112 - 48],
+    row_bytes: AtomicUsize::new(0),
+    end: AtomicUsize::new(0),
+    rest: [0; 4096 - 2112 - 64],
 };
 
 /// What [`HOT`] is set from, also again in an adopted child.
@@ -238,7 +244,11 @@ fn enter_lease() -> Option<usize> {
 /// Sets [`HOT`], at boot and in a fork child.
 pub(crate) fn arm() {
     let mode = SETUP.mode.load(Ordering::Relaxed);
-    HOT.base.store(SETUP.base.load(Ordering::Relaxed), Ordering::Relaxed);
+    let base = SETUP.base.load(Ordering::Relaxed);
+    let row_bytes = SETUP.ids.load(Ordering::Relaxed) * SETUP.stride.load(Ordering::Relaxed);
+    HOT.base.store(base, Ordering::Relaxed);
+    HOT.row_bytes.store(row_bytes, Ordering::Relaxed);
+    HOT.end.store(base + row_bytes * SETUP.rows.load(Ordering::Relaxed), Ordering::Relaxed);
     HOT.id.store(SETUP.id.load(Ordering::Relaxed), Ordering::Relaxed);
     HOT.mode.store(mode, Ordering::Relaxed);
     let ids = if mode == 1 { SETUP.ids.load(Ordering::Relaxed) as u32 } else { 0 };
@@ -253,59 +263,62 @@ pub(crate) fn is_orphan() -> bool {
     HOT.mode.load(Ordering::Relaxed) == 0 && SETUP.base.load(Ordering::Relaxed) != 0
 }
 
-/// One attempt at a slot of the running CPU, in the row whose start is in `$base`, an operand of the assembler's with what it
-/// stands for: its address, or 0. `$first` is tried before the sequence; it goes on at 3 with a slot, else at 6.
-///
-/// Safety: `$base` holds the start of a row of the bound table, or `HOT.limit` is 0.
+/// A slot of the running CPU, of the first row that has it free, or 0. `$first` is tried before the sequence; it goes on at 3 with a slot, else
+/// at 6. `$leased` says what is done about a slot on lease: on to the next row (2), or no slot at all (5).
 #[cfg(target_arch = "x86_64")]
 macro_rules! attempt {
-    ([$($first:literal),*], $base:literal $(, $name:ident = $operand:expr)?) => {{
+    ($leased:literal, $($first:literal),*) => {{
         let slot: usize;
         // Between 2 and 8 the thread is on the CPU whose number it read, or starts again at 6 (the kernel jumps to 4 on any
-        // event). The number is below the limit, so the address is a slot of the row.
+        // event). The number is below the limit, so the address is a slot of the first row, and then of the next ones up to the end.
         core::arch::asm!(
             ".pushsection __rseq_cs, \"aw\"", ".balign 32",
             "9: .long 0, 0", ".quad 2f, 8f-2f, 4f", ".popsection",
             $($first,)*
             "3:",
             ".pushsection .text.kernmalloc_section, \"ax\"",
+            // Held by a thread that was preempted: the next row's.
+            "2: add {slot}, qword ptr [rip + {hot} + {row_bytes}]",
+            "cmp {slot}, qword ptr [rip + {hot} + {end}]",
+            "jb 7f",
+            "5: xor {slot:e}, {slot:e}",
+            "jmp 3b",
             "6: mov {area}, qword ptr [rip + {hot} + {at} + 8]",
             "test {area}, {area}", // none: before boot, without rseq, in a child that was not adopted
-            "jz 5f",
+            "jz 5b",
             "lea {slot}, [rip + 9b]",
             "mov qword ptr fs:[{area} + 8], {slot}", // arm: rseq->rseq_cs
             "mov {area}, qword ptr [rip + {hot} + {at} + 16]",
-            "2: mov {slot:e}, dword ptr fs:[{area}]", // which CPU
+            "mov {slot:e}, dword ptr fs:[{area}]", // which CPU
             "cmp {slot:e}, dword ptr [rip + {hot} + {at}]",
-            "jae 5f",
+            "jae 5b",
             "shl {slot}, {shift}",
-            concat!("add {slot}, ", $base),
-            "cmp dword ptr [{slot}], 0",
-            "jne 5f",
+            "add {slot}, qword ptr [rip + {hot} + {at} + 24]",
+            "7: cmp dword ptr [{slot}], 0",
+            "jne 2b",
             "cmp {slot}, qword ptr [rip + {hot} + {at} - 8]", // on lease
-            "je 5f",
+            concat!("je ", $leased),
             "mov dword ptr [{slot}], 1", // commit
             "8: jmp 3b",
             ".byte 0x0f, 0xb9, 0x3d", ".long 0x53053053", // the signature that the kernel wants before 4
             "4: jmp 6b",
-            "7: mov dword ptr [{slot} + 4], 0", // the lease was ended under us
+            "21: mov dword ptr [{slot} + 4], 0", // the lease was ended under us
             "jmp 6b",
-            "5: xor {slot:e}, {slot:e}",
-            "jmp 3b",
             ".popsection",
             area = out(reg) _,
             slot = out(reg) slot,
             hot = sym HOT,
             at = const core::mem::offset_of!(Hot, limit),
+            row_bytes = const core::mem::offset_of!(Hot, row_bytes),
+            end = const core::mem::offset_of!(Hot, end),
             shift = const kern::SLOT_STRIDE_BYTES.trailing_zeros(),
-            $($name = in(reg) $operand,)?
             options(nostack)
         );
         slot
     }};
 }
 
-/// The first slot of the CPU we run on, or 0.
+/// A slot of the CPU we run on, or 0.
 #[inline(always)]
 pub(crate) fn enter() -> usize {
     #[cfg(target_arch = "x86_64")]
@@ -314,19 +327,17 @@ pub(crate) fn enter() -> usize {
         // owner sets its flag, unless it is set, and looks again; else it is the sequence's turn.
         unsafe {
             attempt!(
-                [
-                    "mov {area}, qword ptr fs:[0]",
-                    "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
-                    "jne 6f",
-                    // What is on lease: the first slot. (`leased` may be 0 by now.)
-                    "mov {slot}, qword ptr [rip + {hot} + {at} + 24]",
-                    "cmp dword ptr [{slot} + 4], 0",
-                    "jne 6f",
-                    "mov dword ptr [{slot} + 4], 1",
-                    "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
-                    "jne 7f"
-                ],
-                "qword ptr [rip + {hot} + {at} + 24]"
+                "5b",
+                "mov {area}, qword ptr fs:[0]",
+                "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
+                "jne 6f",
+                // What is on lease: the first slot. (`leased` may be 0 by now.)
+                "mov {slot}, qword ptr [rip + {hot} + {at} + 24]",
+                "cmp dword ptr [{slot} + 4], 0",
+                "jne 6f",
+                "mov dword ptr [{slot} + 4], 1",
+                "cmp {area}, qword ptr [rip + {hot} + {at} - 16]",
+                "jne 21f"
             )
         }
     }
@@ -334,7 +345,7 @@ pub(crate) fn enter() -> usize {
     enter_other()
 }
 
-/// The CPU's first slot is held by a preempted thread, or there is no rseq.
+/// All slots of the CPU are held by preempted threads, one is on lease, or there is no rseq.
 #[cold]
 #[inline(never)]
 pub(crate) fn enter_other() -> usize {
@@ -342,16 +353,8 @@ pub(crate) fn enter_other() -> usize {
         #[cfg(target_arch = "x86_64")]
         1 => {
             contest_lease();
-            let row_bytes = SETUP.ids.load(Ordering::Relaxed) * SETUP.stride.load(Ordering::Relaxed);
-            let base = SETUP.base.load(Ordering::Relaxed);
-            for row in 0..SETUP.rows.load(Ordering::Relaxed) {
-                // SAFETY: the table has that many rows.
-                let slot = unsafe { attempt!(["jmp 6f"], "{base}", base = base + row * row_bytes) };
-                if slot != 0 {
-                    return slot;
-                }
-            }
-            0
+            // SAFETY: the rows are those of the bound table.
+            unsafe { attempt!("2b", "jmp 6f") }
         }
         2 => {
             let ids = SETUP.ids.load(Ordering::Relaxed);

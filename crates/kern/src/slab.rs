@@ -37,7 +37,9 @@ pub(crate) struct Slab {
     pub(crate) class: u32,
     /// From here to the bitmap, bytes.
     bitmap_offset: u32,
-    reserved: [u32; 4],
+    /// For whom items were last taken from here.
+    taker: u32,
+    reserved: [u32; 3],
 }
 const _: () = assert!(size_of::<Slab>() == crate::class::DESCRIPTOR_BYTES);
 
@@ -180,6 +182,9 @@ impl ClassInfo {
 /// Lists by eighths in use.
 const BINS: usize = 8;
 
+/// Taker of items that come from any slab.
+pub(crate) const ANYBODY: u32 = u32::MAX;
+
 /// The slabs of one class. The owner keeps it behind a lock.
 pub(crate) struct Keg {
     class: usize,
@@ -234,7 +239,8 @@ impl Keg {
                 bin: BINS as u32,
                 class: self.class as u32,
                 bitmap_offset: layout.bitmap_offset as u32,
-                reserved: [0; 4],
+                taker: ANYBODY,
+                reserved: [0; 3],
             });
             let words = Self::bitmap(slab);
             let full = layout.items / 64;
@@ -334,23 +340,47 @@ impl Keg {
         }
     }
 
-    /// Takes up to `want` items, lowest address last so that a stack of them is popped upward through memory. Returns how
+    /// A slab to take from: the fullest that `taker` (a CPU's identity) took from last. The tags of neighbours share a cache line, and two CPUs
+    /// that write to them in turns wait for each other at every operation; so another CPU's slab is had only when a slab's worth of items is
+    /// free in all. Null: a new slab had better be made.
+    fn head(&self, taker: u32, items_per_slab: usize) -> *mut Slab {
+        /// Slabs of a list that are looked at.
+        const LOOKED_AT: usize = 4;
+        // SAFETY: lists hold live slabs of this keg.
+        let is_own = |&slab: &*mut Slab| unsafe { (*slab).taker == taker || (*slab).taker == ANYBODY };
+        // SAFETY: as above.
+        let next = |&slab: &*mut Slab| unsafe { Some((*slab).next).filter(|next| !next.is_null()) };
+        let heads = || self.partial.iter().rev().copied().filter(|head| !head.is_null());
+        if taker == ANYBODY {
+            return heads().next().unwrap_or(self.empty);
+        }
+        let own = heads()
+            .find_map(|head| core::iter::successors(Some(head), next).take(LOOKED_AT).find(is_own))
+            .unwrap_or(self.empty);
+        if own.is_null() && self.free_items >= items_per_slab {
+            return heads().next().unwrap_or(core::ptr::null_mut());
+        }
+        own
+    }
+
+    /// Takes up to `want` items for `taker`, lowest address last so that a stack of them is popped upward through memory. Returns how
     /// many were had without a new slab.
     ///
     /// # Safety
     /// 1. `out` has room for `want` addresses.
-    pub(crate) unsafe fn take(&mut self, out: *mut CacheEntry, want: usize) -> usize {
+    pub(crate) unsafe fn take(&mut self, out: *mut CacheEntry, want: usize, taker: u32) -> usize {
         // SAFETY: 1. a keg is of a slab class.
         let info = unsafe { ClassInfo::of(self.class) };
         let code = page::class_code(self.class) as u64;
         let mut got = 0;
         while got < want {
-            let head = self.partial.iter().rev().copied().find(|head| !head.is_null()).unwrap_or(self.empty);
+            let head = self.head(taker, info.items as usize);
             if head.is_null() {
                 break;
             }
             // SAFETY: lists hold live slabs of this keg; the bitmap has a bit per item; 1. bounds the writes.
             unsafe {
+                (*head).taker = taker;
                 let words = Self::bitmap(head);
                 let tags = head as usize + size_of::<Slab>();
                 let mut index = (*head).first_word as usize;

@@ -5,6 +5,7 @@ extern crate kernmalloc_kern as kern;
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -291,4 +292,30 @@ fn a_freeze_without_all_slots_thaws() {
             world.system.validate().unwrap();
         });
     }
+}
+
+/// Tags of neighbours lie in one cache line, so CPUs that take turns at a class have slabs of their own; but no more slabs for it than one
+/// beside what there is.
+#[test]
+fn cpus_take_from_slabs_of_their_own_while_those_are_few() {
+    const SLAB: usize = 16 * 1024;
+    let slab_of = |world: &World, cpu: usize| {
+        world.machine.run_on(cpu, || {
+            let block = world.system.alloc(64, world.types[0]);
+            assert!(!block.is_null());
+            block as usize / SLAB
+        })
+    };
+    let world = World::boot(config(2, 1));
+    let slabs = [slab_of(&world, 0), slab_of(&world, 1)];
+    assert_ne!(slabs[0], slabs[1]);
+    // Their buckets are used up, and the next are of the same slabs.
+    for turn in 0..40 {
+        assert_eq!(slab_of(&world, turn % 2), slabs[turn % 2], "{turn}");
+    }
+    world.machine.run(|| world.system.validate().unwrap());
+    // Eight CPUs do not take eight.
+    let world = World::boot(config(8, 1));
+    let slabs: BTreeSet<_> = (0..8).map(|cpu| slab_of(&world, cpu)).collect();
+    assert!((2..=3).contains(&slabs.len()), "{slabs:?}");
 }

@@ -88,8 +88,9 @@ impl<P: Platform> System<P> {
             if cache.alloc_count() == 0 && cache.free_count > 0 {
                 swap_buckets(cache);
             } else if cache.alloc_count() == 0 {
+                let taker = (*slot).index % self.slot_table().ids as u32;
                 Self::leave(slot);
-                match self.full_bucket(class) {
+                match self.full_bucket(class, taker) {
                     Some(mut bucket) => {
                         let count = bucket.count();
                         entry = Some(bucket.filled()[count - 1]);
@@ -100,7 +101,7 @@ impl<P: Platform> System<P> {
                         left_over = if short { Some(bucket) } else { install_full((*slot).cache_at(place), bucket) };
                     }
                     None => {
-                        entry = self.keg_take_one(class);
+                        entry = self.keg_take_one(class, taker);
                         if entry.is_none() {
                             self.fail(id);
                             return core::ptr::null_mut();

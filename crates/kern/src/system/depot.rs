@@ -116,8 +116,8 @@ impl<P: Platform> System<P> {
         USUAL_PER_ID * self.slot_table().ids
     }
 
-    /// A bucket with items, from the depot or filled from the keg; `None` when memory for either ends.
-    pub(super) fn full_bucket(&self, class: usize) -> Option<BucketPtr> {
+    /// A bucket with items, from the depot or filled from the keg for a CPU's identity; `None` when memory for either ends.
+    pub(super) fn full_bucket(&self, class: usize, taker: u32) -> Option<BucketPtr> {
         self.obey();
         let zone = &self.zones[class];
         {
@@ -136,7 +136,7 @@ impl<P: Platform> System<P> {
         let mut bucket = self.pool.lock().get(&self.meta, size)?;
         let want = size.min(bucket.capacity());
         // SAFETY: the bucket has room for `want`.
-        let got = unsafe { self.keg_take(class, bucket.items(), want) };
+        let got = unsafe { self.keg_take(class, bucket.items(), want, taker) };
         if got == 0 {
             self.pool.lock().put(bucket);
             return None;

@@ -8,7 +8,7 @@ use platform::Platform;
 use super::System;
 use crate::class::{DESCRIPTOR_BYTES, SLAB_CLASSES, SlabLayout, slab_layout};
 use crate::page::Pages;
-use crate::slab::{ClassInfo, Keg, Returned, Slab};
+use crate::slab::{ANYBODY, ClassInfo, Keg, Returned, Slab};
 use crate::slot::Slot;
 
 /// How many pages may be given back and wanted again in [`RETAKEN_EVERY_NS`] before it goes slower: at a microsecond or two for such a
@@ -19,26 +19,27 @@ const RETAKEN_EVERY_NS: u64 = 1_000_000_000;
 const PURGE_EVERY_NS: u64 = 50_000_000;
 
 impl<P: Platform> System<P> {
-    /// Items from the keg's slabs, from a new slab when those have none.
+    /// Items from the keg's slabs for a CPU's identity, from a new slab when those have none for it.
     ///
     /// # Safety
     /// 1. `out` has room for `want` addresses.
-    pub(super) unsafe fn keg_take(&self, class: usize, out: *mut CacheEntry, want: usize) -> usize {
+    pub(super) unsafe fn keg_take(&self, class: usize, out: *mut CacheEntry, want: usize, taker: u32) -> usize {
         let mut keg = self.zones[class].keg.lock();
         // SAFETY: 1.
-        let mut got = unsafe { keg.take(out, want) };
-        if got == 0 && self.add_slab(&mut keg, class).is_some() {
+        let mut got = unsafe { keg.take(out, want, taker) };
+        if got == 0 {
+            let taker = if self.add_slab(&mut keg, class).is_some() { taker } else { ANYBODY };
             // SAFETY: 1.
-            got = unsafe { keg.take(out, want) };
+            got = unsafe { keg.take(out, want, taker) };
         }
         self.publish_keg(class, &keg);
         got
     }
 
-    pub(super) fn keg_take_one(&self, class: usize) -> Option<CacheEntry> {
+    pub(super) fn keg_take_one(&self, class: usize, taker: u32) -> Option<CacheEntry> {
         let mut entry = CacheEntry { item: 0, tag: 0 };
         // SAFETY: room for one.
-        let got = unsafe { self.keg_take(class, &raw mut entry, 1) };
+        let got = unsafe { self.keg_take(class, &raw mut entry, 1, taker) };
         (got == 1).then_some(entry)
     }
 
