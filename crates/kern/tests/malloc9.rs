@@ -78,8 +78,8 @@ fn a_type_is_registered_on_first_use_and_found_by_name() {
         });
         assert_eq!(names, [("beta", "a type of the tests"), ("alpha", "a type of the tests")]);
         let mut private = 5;
-        a.set_private((&raw mut private).cast());
-        assert_eq!(a.private(), (&raw mut private).cast());
+        assert!(malloc.set_private(a, (&raw mut private).cast()));
+        assert_eq!(malloc.private(a), (&raw mut private).cast());
         // SAFETY: blocks of the test.
         unsafe {
             malloc.free(block.as_ptr());
@@ -87,6 +87,66 @@ fn a_type_is_registered_on_first_use_and_found_by_name() {
             malloc.free(std::ptr::null_mut());
         }
         assert_eq!(in_use(world, a), (0, 0));
+    });
+}
+
+/// F: private data in its own zone: there from the registration to the end of the type, and seen by who looks at zones.
+#[test]
+fn private_data_comes_from_a_zone_of_its_own() {
+    with_malloc(2, |world, malloc| {
+        let in_zone = || {
+            let mut found = None;
+            world.system.each_zone(|zone| {
+                if abi::c_text(&zone.name()) == b"mt_zone" {
+                    found = Some(zone.in_use());
+                }
+            });
+            found
+        };
+        assert_eq!(in_zone(), None, "no type, no zone");
+        let (a, b) = (new_type("alpha"), new_type("beta"));
+        let mut mine = 0;
+        let mine: *mut () = (&raw mut mine).cast();
+        assert!(!malloc.set_private(a, mine), "it is nobody's yet");
+        malloc.attach(a).unwrap();
+        // SAFETY: a block of the test.
+        unsafe { malloc.free(malloc.malloc(b, 8, NoWait, Flags::NONE).unwrap().as_ptr()) };
+        assert_eq!(in_zone(), Some(2));
+        assert!(malloc.set_private(a, mine));
+        assert!(malloc.private(a) == mine && malloc.private(b).is_null());
+        // Both refused: nothing is left behind.
+        assert_eq!(malloc.attach(a), Err(TypeError::Attached("alpha")));
+        assert_eq!(in_zone(), Some(2));
+        malloc.detach(a).unwrap();
+        assert_eq!((in_zone(), malloc.private(a)), (Some(1), std::ptr::null_mut()));
+        assert!(malloc.detach(a).is_err());
+        malloc.attach(a).unwrap();
+        assert_eq!((in_zone(), malloc.private(a)), (Some(2), std::ptr::null_mut()), "nothing of its first life");
+        world.system.validate().unwrap();
+    });
+}
+
+/// No memory for the private data: the request is met, credited to the row for all, and the next one registers the type.
+#[test]
+fn a_type_without_memory_for_its_private_data_is_registered_later() {
+    with_malloc(1, |world, malloc| {
+        let ty = new_type("patient");
+        let warm = world.system.alloc(100, world.types[0]);
+        world.machine.set_heap_budget(Some(0));
+        world.system.set_page_limit(0, 0);
+        assert_eq!(malloc.attach(ty), Err(TypeError::Memory("patient")));
+        let block = malloc.malloc(ty, 100, NoWait, Flags::NONE).expect("there is a slab");
+        assert_eq!((ty.id(), ty.ordinary_id()), (None, None));
+        world.machine.heal();
+        world.system.set_page_limit(u64::MAX, 0);
+        let other = malloc.malloc(ty, 100, NoWait, Flags::NONE).unwrap();
+        assert_eq!(in_use(world, ty), (1, 112));
+        // SAFETY: blocks of the test.
+        unsafe {
+            malloc.free(block.as_ptr());
+            malloc.free(other.as_ptr());
+            malloc.free(warm);
+        }
     });
 }
 

@@ -95,8 +95,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether the type has a row. Where memory may end it may get none for its private data, and its blocks are then credited to the row for all.
+    fn is_attached(&self, ty: usize) -> bool {
+        !self.memory_may_end
+            || self.types[ty].id().is_some()
+            || (0..2).any(|_| self.malloc.attach(self.types[ty]).is_ok())
+    }
+
     fn apply(&mut self, op: Op) -> Result<(), String> {
         match op {
+            Op::Malloc { ty, .. }
+            | Op::Array { ty, .. }
+            | Op::Realloc { ty, .. }
+            | Op::Special { ty, .. }
+            | Op::Limit { ty, .. }
+            | Op::Interrupt { ty, .. }
+                if !self.is_attached(ty) => {}
             Op::Malloc { ty, bytes, align_log2, how } => {
                 let align = 1 << align_log2;
                 let flags = if how & 1 != 0 { Flags::ZERO } else { Flags::NONE };
@@ -266,7 +280,7 @@ impl<'a> Run<'a> {
         self.world.machine.heal();
         self.world.system.reclaim();
         self.validate()?;
-        let out = self.world.system.page_counts().out;
+        let out = self.world.pages_out();
         if self.world.machine.special_pages() != 0 {
             return Err("pages stayed executable, or without a dump".to_owned());
         }

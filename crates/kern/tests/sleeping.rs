@@ -287,7 +287,7 @@ fn n1_111_117_a_refill_that_sleeps_is_woken_by_a_free_on_any_cpu() {
                 blocks.drain(..).for_each(|block| free(&malloc, block));
                 world.system.reclaim();
                 world.system.validate().unwrap();
-                assert_eq!(world.system.page_counts().out, 0, "{filler} and {wanted}");
+                assert_eq!(world.pages_out(), 0, "{filler} and {wanted}");
             });
         });
         assert_eq!((world.failures(ty.id().unwrap()), world.totals(ty.id().unwrap()).in_use()), (0, 0));

@@ -9,6 +9,7 @@ use core::ptr::NonNull;
 use abi::Ordering;
 use platform::Platform;
 
+use super::private::Private;
 use super::{Malloc, MallocType, Request, Waiting};
 use crate::stats::TypeId;
 
@@ -34,10 +35,10 @@ impl<P: Platform> Malloc<'_, P> {
 
     /// Whether a request of the type may go on. Under the admission lock. As in NetBSD a type gets memory while it has less than its
     /// limit, so that its last block may reach beyond; one counted just now may count twice for a moment.
-    fn is_below_limit(&self, ty: &MallocType, id: TypeId) -> bool {
+    fn is_below_limit(&self, private: &Private, id: TypeId) -> bool {
         let limit = self.system.type_record(id).limit_bytes.load(Ordering::Relaxed);
         // What is admitted first: a block that moves from the one to the other meanwhile counts twice rather than never.
-        let pending = ty.pending_bytes.load(Ordering::Acquire);
+        let pending = private.pending_bytes.load(Ordering::Acquire);
         limit == 0 || self.system.totals(id).bytes_in_use().saturating_add(pending) < limit
     }
 
@@ -63,7 +64,11 @@ impl<P: Platform> Malloc<'_, P> {
     fn request_limited(&self, ty: &'static MallocType, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
         let may_sleep = self.check_sleep(id, request) && !matches!(request.waiting, Waiting::NoWait);
         let served = super::served_bytes(request.bytes, request.align, 1 << P::PAGE_SHIFT) as u64;
-        if !self.admit(ty, id, served, may_sleep) {
+        let Some(private) = ty.data() else {
+            // Detached under its user: it has no limit any more.
+            return self.request_ordinary(ty, id, request);
+        };
+        if !self.admit(private, id, served, may_sleep) {
             self.system.fail_request(id);
             if matches!(request.waiting, Waiting::WaitOk) {
                 panic!("malloc: type {} is at its limit, and its caller may not sleep", ty.name());
@@ -76,8 +81,8 @@ impl<P: Platform> Malloc<'_, P> {
         };
         let waiting = {
             let _admission = self.admission.lock();
-            ty.pending_bytes.fetch_sub(served, Ordering::Release);
-            ty.next_ticket.load(Ordering::Relaxed) != ty.serving.load(Ordering::Relaxed)
+            private.pending_bytes.fetch_sub(served, Ordering::Release);
+            private.next_ticket.load(Ordering::Relaxed) != private.serving.load(Ordering::Relaxed)
         };
         if waiting {
             // For as long as it counted twice somebody may have been refused for it.
@@ -87,14 +92,14 @@ impl<P: Platform> Malloc<'_, P> {
     }
 
     /// Waits for the type to be below its limit, if it may, and takes `served` bytes of it.
-    fn admit(&self, ty: &'static MallocType, id: TypeId, served: u64, may_sleep: bool) -> bool {
+    fn admit(&self, private: &Private, id: TypeId, served: u64, may_sleep: bool) -> bool {
         let record = self.system.type_record(id);
         let ticket = {
             let _admission = self.admission.lock();
             // Nobody overtakes those who wait.
-            let nobody_waits = ty.next_ticket.load(Ordering::Relaxed) == ty.serving.load(Ordering::Relaxed);
-            if nobody_waits && self.is_below_limit(ty, id) {
-                ty.pending_bytes.fetch_add(served, Ordering::Relaxed);
+            let nobody_waits = private.next_ticket.load(Ordering::Relaxed) == private.serving.load(Ordering::Relaxed);
+            if nobody_waits && self.is_below_limit(private, id) {
+                private.pending_bytes.fetch_add(served, Ordering::Relaxed);
                 return true;
             }
             if !may_sleep {
@@ -103,16 +108,16 @@ impl<P: Platform> Malloc<'_, P> {
             record.limit_blocks.fetch_add(1, Ordering::Relaxed);
             // Counted before the lines are armed: see `Stats::compare`.
             self.system.count_limit_sleeper(id, true);
-            ty.next_ticket.fetch_add(1, Ordering::Relaxed)
+            private.next_ticket.fetch_add(1, Ordering::Relaxed)
         };
         let armed = self.system.arm_limit(id);
         loop {
             let seen = record.limit_wakeups.load(Ordering::Acquire);
             {
                 let _admission = self.admission.lock();
-                if ty.serving.load(Ordering::Relaxed) == ticket && self.is_below_limit(ty, id) {
-                    ty.serving.fetch_add(1, Ordering::Relaxed);
-                    ty.pending_bytes.fetch_add(served, Ordering::Relaxed);
+                if private.serving.load(Ordering::Relaxed) == ticket && self.is_below_limit(private, id) {
+                    private.serving.fetch_add(1, Ordering::Relaxed);
+                    private.pending_bytes.fetch_add(served, Ordering::Relaxed);
                     self.system.count_limit_sleeper(id, false);
                     break;
                 }

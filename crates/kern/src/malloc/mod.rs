@@ -20,6 +20,7 @@
 //! * `limit`: admission, first come, first served
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
 //! * `kmem`: kmem(9), sizes given back and checked
+//! * `private`: what a type has while it is registered, in a zone of its own
 //! * `special`: blocks whose pages are executable or not dumped
 //! * `trace`: probes per type
 //! * `sizing`: `vm.kmem_size` and its relatives
@@ -37,6 +38,7 @@
 mod flags;
 mod kmem;
 mod limit;
+mod private;
 mod settings;
 mod sizing;
 mod special;
@@ -49,7 +51,7 @@ use core::cell::Cell;
 use core::ptr::{NonNull, null, null_mut};
 
 use abi::Ordering;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicPtr, AtomicU32};
 use platform::{Lock, Misuse, MisuseReport, Platform};
 
 use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
@@ -82,6 +84,8 @@ pub struct Malloc<'s, P: Platform> {
     /// Bytes that a block of kmem(9) is made larger by, and the index of its type, 0 before the first.
     kmem_extra: AtomicU32,
     kmem_type: AtomicU32,
+    /// The zone of types' private data, null before the first type.
+    private_zone: AtomicPtr<()>,
 }
 
 /// A request beyond its size and type.
@@ -128,6 +132,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
             reclaiming: AtomicU32::new(0),
             kmem_extra: AtomicU32::new(0),
             kmem_type: AtomicU32::new(0),
+            private_zone: AtomicPtr::new(null_mut()),
         }
     }
 

@@ -213,8 +213,10 @@ impl<P: Platform> Malloc<'_, P> {
     /// 1. Between [`freeze`](Self::freeze) and [`thaw`](Self::thaw), in a process with one thread.
     pub unsafe fn forget_sleepers(&self) {
         let forget = |ty: &MallocType| {
-            ty.serving.store(ty.next_ticket.load(Ordering::Relaxed), Ordering::Relaxed);
-            ty.pending_bytes.store(0, Ordering::Relaxed);
+            if let Some(private) = ty.data() {
+                private.serving.store(private.next_ticket.load(Ordering::Relaxed), Ordering::Relaxed);
+                private.pending_bytes.store(0, Ordering::Relaxed);
+            }
             if let Some(id) = ty.id() {
                 self.system.type_record(id).limit_sleepers.store(0, Ordering::Relaxed);
             }

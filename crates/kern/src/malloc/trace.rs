@@ -39,7 +39,8 @@ impl<P: Platform> Malloc<'_, P> {
     }
 
     fn exchange_trace(&self, ty: &'static MallocType, probes: *mut TypeTrace) {
-        let was = !ty.trace.swap(probes, Ordering::AcqRel).is_null();
+        let Some(private) = ty.data() else { return };
+        let was = !private.trace.swap(probes, Ordering::AcqRel).is_null();
         match (was, !probes.is_null()) {
             (false, true) => _ = self.traced_types.fetch_add(1, Ordering::Relaxed),
             (true, false) => _ = self.traced_types.fetch_sub(1, Ordering::Relaxed),
@@ -82,5 +83,5 @@ impl<P: Platform> Malloc<'_, P> {
 
 fn trace_of(ty: &MallocType) -> Option<&'static TypeTrace> {
     // SAFETY: null, or static.
-    unsafe { ty.trace.load(Ordering::Acquire).as_ref() }
+    ty.data().and_then(|private| unsafe { private.trace.load(Ordering::Acquire).as_ref() })
 }

@@ -2,15 +2,15 @@
 //! word* says (`state`).
 
 use core::cell::Cell;
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
 
 use abi::Ordering;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use platform::{Misuse, MisuseReport, Platform};
 
 use super::Malloc;
+use super::private::Private;
 use super::state::{State, StateWord};
-use super::trace::TypeTrace;
 use crate::stats::TypeId;
 use crate::text::Text;
 
@@ -30,15 +30,8 @@ pub struct MallocType {
     quick: AtomicU32,
     // Under the list's lock.
     next: AtomicPtr<MallocType>,
-    /// Bytes admitted under the limit that are not counted as in use yet.
-    pub(super) pending_bytes: AtomicU64,
-    /// Tickets of those who sleep on the limit.
-    pub(super) next_ticket: AtomicU32,
-    pub(super) serving: AtomicU32,
-    /// The definer's, see [`MallocType::set_private`].
-    private: AtomicPtr<()>,
-    /// Null for none; static. See [`Malloc::set_trace`].
-    pub(super) trace: AtomicPtr<TypeTrace>,
+    /// The handle: what it has while it is registered, else null. `ks_mti`.
+    private: AtomicPtr<Private>,
 }
 
 /// Why types were not attached.
@@ -46,6 +39,8 @@ pub struct MallocType {
 pub enum TypeError {
     /// The table of types is full; the description of the first that found no room.
     Full(&'static str),
+    /// There is no memory for its private data; the next use tries again.
+    Memory(&'static str),
     /// It is attached already. Also reported as a misuse.
     Attached(&'static str),
     /// It is not attached. Also reported as a misuse.
@@ -56,6 +51,7 @@ impl core::fmt::Display for TypeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Full(name) => write!(f, "no room for the malloc type {name}: the table of types is full"),
+            Self::Memory(name) => write!(f, "no memory for the private data of the malloc type {name}"),
             Self::Attached(name) => write!(f, "the malloc type {name} is attached already"),
             Self::NotAttached(name) => write!(f, "the malloc type {name} is not attached"),
         }
@@ -105,11 +101,7 @@ impl MallocType {
             state: StateWord(AtomicU64::new(StateWord::NEW)),
             quick: AtomicU32::new(0),
             next: AtomicPtr::new(null_mut()),
-            pending_bytes: AtomicU64::new(0),
-            next_ticket: AtomicU32::new(0),
-            serving: AtomicU32::new(0),
             private: AtomicPtr::new(null_mut()),
-            trace: AtomicPtr::new(null_mut()),
         }
     }
 
@@ -142,15 +134,11 @@ impl MallocType {
         }
     }
 
-    /// A word for the definer: its own statistics, what a tracer keeps of the type. Null at first; forgotten when the type is detached.
-    pub fn set_private(&self, data: *mut ()) {
-        self.private.store(data, Ordering::Release);
-    }
-
-    /// See [`MallocType::set_private`].
-    #[must_use]
-    pub fn private(&self) -> *mut () {
-        self.private.load(Ordering::Acquire)
+    /// Its private data, while it is attached.
+    pub(super) fn data(&self) -> Option<&Private> {
+        // SAFETY: null, or an item of a zone that never gives its slabs back, and all of whose fields are atomics: whatever becomes of the
+        // type meanwhile, there is such a value.
+        unsafe { self.private.load(Ordering::Acquire).as_ref() }
     }
 
     /// Changes the state word of an attached type, under the list's lock.
@@ -250,10 +238,14 @@ impl<P: Platform> Malloc<'_, P> {
     fn look_cold(&self, ty: &'static MallocType) -> Look {
         let mut state = ty.state.read();
         if state == State::New {
-            // Types beyond the table are credited to the row that says so, and have no limit.
-            if self.attach_unless_attached(ty).is_err() {
-                ty.quick.store(TypeId::OVERFLOW.index() as u32, Ordering::Relaxed);
-                return Look::Plain(TypeId::OVERFLOW);
+            // Types beyond the table are credited to the row that says so, and have no limit; those that find no memory are, this once.
+            match self.attach_unless_attached(ty) {
+                Ok(_) => {}
+                Err(TypeError::Full(_)) => {
+                    ty.quick.store(TypeId::OVERFLOW.index() as u32, Ordering::Relaxed);
+                    return Look::Plain(TypeId::OVERFLOW);
+                }
+                Err(_) => return Look::Plain(TypeId::OVERFLOW),
             }
             state = ty.state.read();
         }
@@ -290,6 +282,20 @@ impl<P: Platform> Malloc<'_, P> {
 
     /// First use, or a module that is loaded: the type gets its record. `Ok(false)` when somebody else was first.
     fn attach_unless_attached(&self, ty: &'static MallocType) -> Result<bool, TypeError> {
+        if ty.state.read() != State::New {
+            return Ok(false);
+        }
+        // Before the lock: the zone's slow path may come back to the list of types.
+        let private = self.new_private().ok_or(TypeError::Memory(ty.short_description))?;
+        let attached = self.attach_with(ty, private);
+        if !matches!(attached, Ok(true)) {
+            self.free_private(private);
+        }
+        attached
+    }
+
+    /// [`attach_unless_attached`](Self::attach_unless_attached) with its private data at hand, which is the type's after `Ok(true)`.
+    fn attach_with(&self, ty: &'static MallocType, private: NonNull<Private>) -> Result<bool, TypeError> {
         let list = self.list.lock();
         if ty.state.read() != State::New {
             return Ok(false);
@@ -307,6 +313,7 @@ impl<P: Platform> Malloc<'_, P> {
         let failing = self.system.header().control.failure_rate.load(Ordering::Relaxed) != 0;
         ty.next.store(list.0.get().cast_mut(), Ordering::Relaxed);
         list.0.set(ty);
+        ty.private.store(private.as_ptr(), Ordering::Release);
         ty.state.register(id.index(), ty.limit_at_definition != 0);
         if failing {
             ty.state.set_failing(true);
@@ -360,14 +367,16 @@ impl<P: Platform> Malloc<'_, P> {
                 self.forget_trace(ty);
                 ty.quick.store(0, Ordering::Release);
                 ty.state.unregister();
-                ty.private.store(null_mut(), Ordering::Release);
                 if let Some(id) = id {
                     self.system.retire_type(id);
                 }
-                id
+                id.zip(NonNull::new(ty.private.swap(null_mut(), Ordering::AcqRel)))
             }
         };
-        let Some(id) = found else {
+        if let Some((_, private)) = found {
+            self.free_private(private);
+        }
+        let Some((id, _)) = found else {
             self.type_misuse(Misuse::TypeList, ty);
             return Err(TypeError::NotAttached(ty.short_description));
         };

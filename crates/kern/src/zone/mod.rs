@@ -87,6 +87,22 @@ pub struct RawZone<'s, P: Platform> {
     core: &'s ZoneCore<P>,
 }
 
+impl<'s, P: Platform> RawZone<'s, P> {
+    /// The zone as a word that a static can hold.
+    pub(crate) fn into_raw(self) -> *mut () {
+        ::core::ptr::from_ref(self.core).cast_mut().cast()
+    }
+
+    /// The zone again.
+    ///
+    /// # Safety
+    /// 1. `raw` is from [`into_raw`](Self::into_raw) of a zone of this system, which was not destroyed.
+    pub(crate) unsafe fn from_raw(system: &'s System<P>, raw: *mut ()) -> Self {
+        // SAFETY: 1.; records of zones are never given back.
+        Self { system, core: unsafe { &*raw.cast::<ZoneCore<P>>() } }
+    }
+}
+
 impl<P: Platform> Clone for RawZone<'_, P> {
     fn clone(&self) -> Self {
         *self

@@ -159,6 +159,19 @@ impl Inner {
         self.system.type_record(id).failures.load(Ordering::Relaxed)
     }
 
+    /// Pages in use that are not those which the zone of malloc types' private data keeps for good.
+    pub(crate) fn pages_out(&self) -> usize {
+        let mut kept = 0;
+        self.machine.run(|| {
+            self.system.each_zone(|zone| {
+                if abi::c_text(&zone.name()) == b"mt_zone" {
+                    kept = zone.stats().pages;
+                }
+            });
+        });
+        self.system.page_counts().out as usize - kept
+    }
+
     pub(crate) fn zone(&self, class: usize) -> &ZoneRecord {
         let section = &self.header().zones;
         self.at(section.offset + class as u64 * section.stride)
