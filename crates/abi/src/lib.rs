@@ -98,6 +98,9 @@ pub const DIRTY_KEEP_PAGES: u64 = 256;
 /// Default of [`Control::bucket_size_max`]: as large as the zones' own bounds allow.
 pub const BUCKET_SIZE_MAX: u64 = 255;
 
+/// Most zones that a size class may have, [`Control::numzones`].
+pub const NUMZONES_MAX: u64 = 16;
+
 /// What [`Control::uma_reclaim`] asks for, as FreeBSD's `uma_reclaim(9)` has it.
 pub mod reclaim_request {
     /// Free pages go back to the system.
@@ -143,8 +146,10 @@ pub struct Control {
     pub failure_rate: AtomicU64,
     /// How many failed for it.
     pub failure_count: AtomicU64,
+    /// Zones that each size class has, by malloc type; as of the start.
+    pub numzones: AtomicU64,
     /// Room to grow.
-    pub reserved: [u64; 2],
+    pub reserved: [u64; 1],
 }
 
 /// First record of the object.
@@ -346,6 +351,8 @@ pub mod zone_flag {
     pub const SMR: u32 = 32;
     /// An item has a copy per CPU; `item_bytes` is one copy.
     pub const PCPU: u32 = 64;
+    /// Serves a malloc size class beside the class's own zone: for types that were hashed to it, or for requests that name a domain.
+    pub const SUBZONE: u32 = 128;
 }
 
 /// A zone. Counts are items unless named otherwise.

@@ -125,6 +125,14 @@ pub const TABLE: &[Entry] = &[
          Rust's global allocator serve names no type, and does not fail.",
     ),
     entry(
+        "debug.malloc.numzones",
+        Kind::Count,
+        Access::Start,
+        control(offset_of!(Control, numzones), 1, crate::NUMZONES_MAX),
+        "Zones of each size class up to 16 KiB. A malloc type (a call site is one) has its blocks from the one that its number says, so that who \
+         damaged a block is one of the few types that share its zone. Slower, and takes more memory; 1 for none of it.",
+    ),
+    entry(
         "debug.uma_reclaim",
         Kind::Count,
         Access::RunOnly,
@@ -389,7 +397,8 @@ pub const ZONE_TABLE: &[ZoneEntry] = &[
         "flags",
         Kind::Bits,
         ZoneFigure::Flags,
-        "1 serves a malloc size class, 2 slab headers off page, 4 runs of pages, 8 secondary, 16 cache zone, 32 SMR, 64 per-CPU items.",
+        "1 serves a malloc size class, 2 slab headers off page, 4 runs of pages, 8 secondary, 16 cache zone, 32 SMR, 64 per-CPU items, \
+         128 serves a malloc size class for some types, or for a domain.",
     ),
     zone("keg.align", Kind::Bytes, ZoneFigure::Align, "Alignment of every item."),
     zone("keg.domain.D.free_items", Kind::Count, ZoneFigure::DomainFreeItems, "Free items in slabs, for each domain."),
@@ -521,6 +530,8 @@ mod tests {
                         assert_eq!((min, max), (0, words.len() as u64 - 1), "{}", entry.name);
                     }
                 }
+                // Its bounds hold at start.
+                (false, Place::Control(_, min, max)) if entry.access.at_start() => assert!(min < max, "{}", entry.name),
                 (false, Place::Control(..)) | (true, _) => panic!("{}: access and place disagree", entry.name),
                 _ => {}
             }

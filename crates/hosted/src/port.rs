@@ -217,6 +217,9 @@ fn boot_locked() -> bool {
     let booted = unsafe { SYSTEM.boot(&boot) };
     if booted {
         tunables::write_controls(&SYSTEM.header().control);
+        if tunables::numzones() > 1 {
+            SYSTEM.set_numzones(tunables::numzones());
+        }
         MALLOC.apply_tunables(sys::physical_bytes(), &tunables::sizing());
         SYSTEM.on_settings(|| MALLOC.obey_settings());
         fork::register();

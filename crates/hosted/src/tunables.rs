@@ -38,6 +38,7 @@ static BUCKET_MAX: Tunable =
     Tunable { name: b"vm.uma_bucket_size_max", words: &[], value: AtomicU64::new(abi::BUCKET_SIZE_MAX) };
 
 static FAILURE_RATE: Tunable = Tunable { name: b"debug.malloc.failure_rate", words: &[], value: AtomicU64::new(0) };
+static NUMZONES: Tunable = Tunable { name: b"debug.malloc.numzones", words: &[], value: AtomicU64::new(1) };
 /// A value of the heap's size that was not given.
 const NOT_GIVEN: u64 = u64::MAX;
 static KMEM: [Tunable; 6] = {
@@ -55,7 +56,7 @@ static KMEM: [Tunable; 6] = {
 };
 
 /// Each is in [`abi::sysctl::TABLE`], with its meaning.
-static ALL: [&Tunable; 13] = [
+static ALL: [&Tunable; 14] = [
     &ATTRIBUTION,
     &ON_MISUSE,
     &RSEQ,
@@ -63,6 +64,7 @@ static ALL: [&Tunable; 13] = [
     &DIRTY_KEEP,
     &BUCKET_MAX,
     &FAILURE_RATE,
+    &NUMZONES,
     &KMEM[0],
     &KMEM[1],
     &KMEM[2],
@@ -76,6 +78,12 @@ pub(crate) fn sizing() -> kern::malloc::Tunables {
     let [size, size_min, size_max, scale, reserve_pages, soft_percent] = [0, 1, 2, 3, 4, 5]
         .map(|at: usize| Some(KMEM[at].value.load(Ordering::Relaxed)).filter(|&value| value != NOT_GIVEN));
     kern::malloc::Tunables { size, size_min, size_max, scale, reserve_pages, soft_percent }
+}
+
+/// Zones of each size class.
+pub(crate) fn numzones() -> usize {
+    // Within its bounds, which are small.
+    NUMZONES.value.load(Ordering::Relaxed) as usize
 }
 
 /// One of `abi::attribution`.

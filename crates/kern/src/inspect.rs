@@ -234,14 +234,14 @@ impl<P: Platform> System<P> {
     }
 
     /// `show multizone_matches`: the names of all types that have ever had memory of the size zone that an address is in: who may have
-    /// damaged it. A line that says so when it is in none.
+    /// damaged it. With `debug.malloc.numzones` above 1 these are few. A line that says so when it is in none.
     #[doc(alias = "show multizone_matches")]
     pub fn show_matches(&self, addr: usize, out: &mut dyn Write) -> Result {
         let Some(info) = self.lookup(addr) else { return writeln!(out, "{addr:#x} is in no block") };
         let bit = 1 << abi::run_bit(info.bytes as u64);
         for id in self.types() {
             let totals = self.totals(id);
-            if totals.size_mask & bit != 0 && self.is_shown(id, &totals) {
+            if totals.size_mask & bit != 0 && self.is_shown(id, &totals) && self.may_share_zone(addr, id) {
                 writeln!(out, "{}", Name(&self.type_record(id).name))?;
             }
         }

@@ -25,4 +25,4 @@ pub use global::Heap;
 pub use page::PageCounts;
 pub use slot::SLOT_STRIDE_BYTES;
 pub use stats::{COMPARE_BYTES, ObjectLayout, TypeId};
-pub use system::{Account, BlockInfo, Boot, MAX_REQUEST_BYTES, OutsideBlocks, System};
+pub use system::{Account, BlockInfo, Boot, MAX_REQUEST_BYTES, NUMZONES_MAX, OutsideBlocks, System};

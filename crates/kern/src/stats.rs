@@ -332,6 +332,7 @@ impl Stats {
         let control = &self.header().control;
         control.dirty_keep_pages.store(abi::DIRTY_KEEP_PAGES, Ordering::Relaxed);
         control.bucket_size_max.store(abi::BUCKET_SIZE_MAX, Ordering::Relaxed);
+        control.numzones.store(1, Ordering::Relaxed);
         for class in 0..CLASSES {
             let record = self.zone_ptr(class);
             let bytes = crate::class::class_bytes(class) as u32;

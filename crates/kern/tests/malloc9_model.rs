@@ -7,9 +7,9 @@ mod common;
 
 use abi::Ordering;
 use common::{World, config, paths};
-use kern::malloc::{CanFail, FlagWord, Flags, Malloc, MallocType, NoWait, Oom};
-use platform::Misuse;
+use kern::malloc::{CanFail, DomainSet, FlagWord, Flags, Malloc, MallocType, NoWait, Oom};
 use platform::fake::{Call, Config, Fake, Machine};
+use platform::{Misuse, Platform as _};
 use proptest::prelude::*;
 
 const TYPES: usize = 3;
@@ -21,6 +21,7 @@ enum Op {
     Free { pick: usize, how: u8 },
     Realloc { pick: usize, ty: usize, bytes: usize, how: u8 },
     Special { ty: usize, bytes: usize, how: u8 },
+    Domain { ty: usize, bytes: usize, align_log2: u32, set: u8 },
     Kmem { bytes: usize, zero: bool },
     KmemFree { pick: usize, wrong_by: usize },
     Limit { ty: usize, bytes: usize },
@@ -108,6 +109,7 @@ impl<'a> Run<'a> {
             | Op::Array { ty, .. }
             | Op::Realloc { ty, .. }
             | Op::Special { ty, .. }
+            | Op::Domain { ty, .. }
             | Op::Limit { ty, .. }
             | Op::Interrupt { ty, .. }
                 if !self.is_attached(ty) => {}
@@ -130,6 +132,29 @@ impl<'a> Run<'a> {
                     // SAFETY: a fresh block, at least so long.
                     if how & 1 != 0 && marks(bytes).any(|at| unsafe { block.add(at).read() } != 0) {
                         return Err("a block of zeros is none".to_owned());
+                    }
+                    self.keep(block, bytes, Some(ty));
+                }
+            }
+            Op::Domain { ty, bytes, align_log2, set } => {
+                let domain = usize::from(set / 4) % Fake::domains();
+                let set = match set % 4 {
+                    0 => DomainSet::FirstTouch,
+                    1 => DomainSet::RoundRobin,
+                    2 => DomainSet::Prefer(domain),
+                    _ => DomainSet::Fixed(domain),
+                };
+                let (ty_ref, align) = (self.types[ty], 1 << align_log2);
+                let block = self.malloc.malloc_domainset_aligned(ty_ref, bytes, align, set, NoWait, Flags::NONE);
+                self.expect(block.is_some(), ty, bytes)?;
+                if let Some(block) = block {
+                    let block = block.as_ptr();
+                    if !(block as usize).is_multiple_of(align) {
+                        return Err(format!("{bytes} bytes at {block:p}, alignment {align}"));
+                    }
+                    let found = self.world.machine.domain_of_page(block as usize);
+                    if matches!(set, DomainSet::Fixed(_)) && found != Some(domain) {
+                        return Err(format!("{bytes} bytes of domain {domain} are in {found:?}"));
                     }
                     self.keep(block, bytes, Some(ty));
                 }
@@ -328,6 +353,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (pick, ty.clone(), size(), 0..2u8)
             .prop_map(|(pick, ty, bytes, how)| Op::Realloc { pick, ty, bytes, how }),
         2 => (ty.clone(), size(), 0..3u8).prop_map(|(ty, bytes, how)| Op::Special { ty, bytes, how }),
+        4 => (ty.clone(), size(), 0..=14u32, 0..16u8)
+            .prop_map(|(ty, bytes, align_log2, set)| Op::Domain { ty, bytes, align_log2, set }),
         6 => (1..10_000usize, any::<bool>()).prop_map(|(bytes, zero)| Op::Kmem { bytes, zero }),
         6 => (pick, 0..40usize).prop_map(|(pick, wrong_by)| Op::KmemFree { pick, wrong_by }),
         3 => (ty.clone(), prop_oneof![Just(0usize), 1..100_000usize]).prop_map(|(ty, bytes)| Op::Limit { ty, bytes }),
@@ -370,6 +397,14 @@ proptest! {
     #[test]
     fn on_four_cpus_in_four_domains(ops in prop::collection::vec(op(), 1..200)) {
         run(Config { domains: 4, ..config(4, 2) }, &ops, |_| false).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn with_three_zones_for_each_size(ops in prop::collection::vec(op(), 1..200)) {
+        run(Config { domains: 2, ..config(4, 1) }, &ops, |world| {
+            world.machine.run(|| world.system.set_numzones(3));
+            false
+        }).map_err(TestCaseError::fail)?;
     }
 
     #[test]
@@ -431,6 +466,7 @@ fn each_allocation_point_fails_in_turn() {
             Op::Special { ty: n % 3, bytes: n * 700, how: n as u8 },
             Op::Realloc { pick: n * 7, ty: n % 2, bytes: n * 999, how: 1 },
             Op::Interrupt { ty: 2, bytes: 40 },
+            Op::Domain { ty: n % 3, bytes: n * n * 11, align_log2: 0, set: n as u8 },
         ]);
         match n % 6 {
             0 => script.push(Op::Cpu(n / 6)),

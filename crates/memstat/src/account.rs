@@ -192,7 +192,7 @@ impl Account {
             this.slab_free = this.slab_free.saturating_add(items(zone.slab_free));
             let overhead = zone_bytes.saturating_sub(items(zone.items()));
             this.slab_overhead = this.slab_overhead.saturating_add(overhead);
-            if zone.flags & abi::zone_flag::MALLOC == 0 {
+            if zone.flags & (abi::zone_flag::MALLOC | abi::zone_flag::SUBZONE) == 0 {
                 // No type speaks for these.
                 let free = zone.cached().saturating_add(zone.depot).saturating_add(zone.slab_free);
                 this.served_zones = this.served_zones.saturating_add(items(zone.items().saturating_sub(free)));

@@ -33,6 +33,10 @@ impl Flags {
     /// Will never be freed. A hint.
     pub const NEVERFREED: Self = Self(0x1_0000);
 
+    /// The request names domains. The allocator's own: no flag word has it.
+    pub(super) const DOMAINS: Self = Self(1 << 31);
+    /// What a request rarely has.
+    pub(super) const RESERVE_OR_DOMAINS: Self = Self(Self::USE_RESERVE.0 | Self::DOMAINS.0);
     /// What needs pages of its own.
     pub(super) const EXEC_OR_NODUMP: Self = Self(Self::EXEC.0 | Self::NODUMP.0);
 

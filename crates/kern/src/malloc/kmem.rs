@@ -100,7 +100,13 @@ impl<P: Platform> Malloc<'_, P> {
             self.misuse(Misuse::BadRequest, 0);
         }
         let extra = self.kmem_extra.load(Ordering::Relaxed) as usize;
-        let request = super::Request { bytes: bytes.saturating_add(extra), align: 1, waiting: W::WAITING, flags };
+        let request = super::Request {
+            bytes: bytes.saturating_add(extra),
+            align: 1,
+            waiting: W::WAITING,
+            domains: super::Domains::ANY,
+            flags,
+        };
         let id = self.kmem_id();
         let block = match request.waiting {
             Waiting::NoWait => self.attempt(id, &request),

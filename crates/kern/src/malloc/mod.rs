@@ -17,6 +17,7 @@
 //!
 //! * `types`: the static objects and the list of them; `state`: the word that says what a type is
 //! * `flags`: waiting as a type, the rest as bits
+//! * `domain`: blocks from NUMA domains that the caller names
 //! * `limit`: admission, first come, first served
 //! * `wait`: the order of reclaim, handlers, sleeping for pages
 //! * `kmem`: kmem(9), sizes given back and checked
@@ -35,6 +36,7 @@
 //!
 //! list of types → admission; list of types, sizes as applied → (the system's). admission and handlers: no lock is taken while they are held.
 
+mod domain;
 mod flags;
 mod kmem;
 mod limit;
@@ -57,6 +59,7 @@ use platform::{Lock, Misuse, MisuseReport, Platform};
 use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
 use crate::stats::TypeId;
 use crate::system::{MAX_REQUEST_BYTES, System};
+use domain::Domains;
 use settings::Applied;
 use types::{List, Look};
 use wait::Handlers;
@@ -67,6 +70,8 @@ pub use sizing::{Bounds, OLD_NAMES, Sizing, Tunables, size_kmem};
 pub use trace::TypeTrace;
 pub use types::{M_CACHE, M_DEVBUF, M_TEMP, MallocType, TypeError};
 pub use wait::{LowMemory, LowMemoryHandler, Oom};
+
+pub use crate::zone::DomainSet;
 
 /// malloc(9) over an allocator. `const`-constructible beside its [`System`].
 pub struct Malloc<'s, P: Platform> {
@@ -95,6 +100,8 @@ struct Request {
     /// A power of two; 1 for any.
     align: usize,
     waiting: Waiting,
+    /// Meant with [`Flags::DOMAINS`].
+    domains: Domains,
     flags: Flags,
 }
 
@@ -151,14 +158,14 @@ impl<'s, P: Platform> Malloc<'s, P> {
     /// With [`WaitOk`], for a request that could never be met.
     #[inline]
     pub fn malloc<W: Wait>(&self, ty: &'static MallocType, bytes: usize, _wait: W, flags: Flags) -> W::Block {
-        W::block(self.request(ty, Request { bytes, align: 1, waiting: W::WAITING, flags }))
+        W::block(self.request(ty, Request { bytes, align: 1, waiting: W::WAITING, domains: Domains::ANY, flags }))
     }
 
     /// malloc with the flags of C. Null where the request fails. Flags that say both or neither of `M_NOWAIT` and `M_WAITOK`
     /// are reported, and taken for `M_NOWAIT`.
     pub fn malloc_flags(&self, ty: &'static MallocType, bytes: usize, word: FlagWord) -> *mut u8 {
         let (waiting, flags) = self.parse(word);
-        as_ptr(self.request(ty, Request { bytes, align: 1, waiting, flags }))
+        as_ptr(self.request(ty, Request { bytes, align: 1, waiting, domains: Domains::ANY, flags }))
     }
 
     fn parse(&self, word: FlagWord) -> (Waiting, Flags) {
@@ -181,7 +188,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
         flags: Flags,
     ) -> W::Block {
         assert!(align.is_power_of_two(), "malloc_aligned: {align} is not a power of two");
-        W::block(self.request(ty, Request { bytes, align, waiting: W::WAITING, flags }))
+        W::block(self.request(ty, Request { bytes, align, waiting: W::WAITING, domains: Domains::ANY, flags }))
     }
 
     /// A block in which code can run. Otherwise as [`malloc`](Self::malloc). Fails where the port cannot do it. malloc_exec(9).
@@ -206,24 +213,6 @@ impl<'s, P: Platform> Malloc<'s, P> {
         flags: Flags,
     ) -> W::Block {
         self.malloc(ty, count.saturating_mul(size), wait, flags)
-    }
-
-    /// A block, from memory near a NUMA domain where that can be. The domain is a preference, and for now nothing follows from it: a block's
-    /// pages lie where its slab's first item was wanted. Otherwise as [`malloc`](Self::malloc). malloc_domainset(9).
-    ///
-    /// # Panics
-    /// As [`malloc`](Self::malloc), and for a domain that is not there, as in FreeBSD.
-    pub fn malloc_domainset<W: Wait>(
-        &self,
-        ty: &'static MallocType,
-        bytes: usize,
-        domain: usize,
-        wait: W,
-        flags: Flags,
-    ) -> W::Block {
-        let domains = P::domains();
-        assert!(domain < domains, "malloc_domainset: domain {domain} of a machine with {domains}");
-        self.malloc(ty, bytes, wait, flags)
     }
 
     /// Gives a block back, credited to the type that allocated it. Null is nothing. Never sleeps. A pointer that is no block is
@@ -271,7 +260,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
     ) -> Option<NonNull<u8>> {
         let (waiting, flags) = self.parse(word);
         if block.is_null() {
-            return self.request(ty, Request { bytes, align: 1, waiting, flags });
+            return self.request(ty, Request { bytes, align: 1, waiting, domains: Domains::ANY, flags });
         }
         if bytes == 0 {
             // SAFETY: 1.
@@ -279,7 +268,7 @@ impl<'s, P: Platform> Malloc<'s, P> {
             return None;
         }
         // SAFETY: 1.
-        unsafe { self.resize(ty, block, Request { bytes, align: 1, waiting, flags }) }
+        unsafe { self.resize(ty, block, Request { bytes, align: 1, waiting, domains: Domains::ANY, flags }) }
     }
 
     /// realloc that gives the old block back where it fails. reallocf(9).
@@ -348,19 +337,24 @@ impl<'s, P: Platform> Malloc<'s, P> {
 
     /// Asks the system once. A failure is counted.
     fn attempt(&self, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
-        let block = if request.flags.has(Flags::USE_RESERVE) {
-            // Only when it is needed: the lock of the pages would be taken at every such request.
-            match NonNull::new(self.ask(id, request)) {
-                Some(block) => return Some(block),
-                None => {
-                    self.system.forgive(id);
-                    self.system.with_reserve(|| self.ask(id, request))
-                }
-            }
-        } else {
-            self.ask(id, request)
-        };
-        NonNull::new(block)
+        if request.flags.has_any(Flags::RESERVE_OR_DOMAINS) {
+            return self.attempt_unusual(id, request);
+        }
+        NonNull::new(self.ask(id, request))
+    }
+
+    /// [`attempt`](Self::attempt) with the reserve, or from domains.
+    #[cold]
+    fn attempt_unusual(&self, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
+        let from_domains = request.flags.has(Flags::DOMAINS);
+        let ask = || NonNull::new(if from_domains { self.ask_in_domains(id, request) } else { self.ask(id, request) });
+        let block = ask();
+        if block.is_some() || !request.flags.has(Flags::USE_RESERVE) {
+            return block;
+        }
+        // Only when it is needed: the lock of the pages would be taken at every such request.
+        self.system.forgive(id);
+        self.system.with_reserve(ask)
     }
 
     #[inline]

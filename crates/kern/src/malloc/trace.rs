@@ -52,7 +52,7 @@ impl<P: Platform> Malloc<'_, P> {
     pub(super) fn request_traced(&self, ty: &'static MallocType, id: TypeId, request: &Request) -> Option<NonNull<u8>> {
         let block = self.request_of_special(ty, id, request)?;
         if let Some(trace) = trace_of(ty) {
-            (trace.malloc)(ty, block, request.bytes, request.flags);
+            (trace.malloc)(ty, block, request.bytes, request.flags.without(Flags::DOMAINS));
         }
         Some(block)
     }

@@ -10,6 +10,7 @@ use crate::class::{MIN_ALIGN, Place, RUN_MAX_BYTES, SLAB_MAX_BYTES, SMALL_MAX_BY
 use crate::slab::ClassInfo;
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
+use crate::zone::DomainSet;
 
 impl<P: Platform> System<P> {
     /// A block of `bytes`, aligned to 16 (to the page from a page on), credited to `id`; null when there is no memory.
@@ -78,6 +79,11 @@ impl<P: Platform> System<P> {
     #[inline(never)]
     unsafe fn alloc_place_slow(&self, requested: usize, id: TypeId, mut slot: *mut Slot, place: Place) -> *mut u8 {
         let class = place.class();
+        if self.has_subzones() {
+            // SAFETY: 1.
+            unsafe { Self::leave(slot) };
+            return self.alloc_sub(class, requested, id, DomainSet::FirstTouch);
+        }
         // SAFETY: 1., and below whenever `slot` is used it is held.
         unsafe {
             let info = ClassInfo::at(place);

@@ -109,8 +109,8 @@ impl<P: Platform> System<P> {
                 return;
             };
             slot = self.enter();
-            if self.is_short() {
-                // Somebody sleeps for memory: the item goes where everyone can have it (see `shortage`).
+            if self.is_short() || self.has_subzones() {
+                // Somebody sleeps for memory: the item goes where everyone can have it (see `shortage`). Or nobody is to have it from a cache.
                 Self::leave(slot);
                 self.pool.lock().put(bucket);
                 self.keg_put(class, &[item]);
@@ -164,7 +164,10 @@ impl<P: Platform> System<P> {
     #[inline(never)]
     pub(super) fn misuse(&self, addr: usize, caller: usize) {
         if page::code(self.word(addr)) == page::ZONE_SLAB {
-            // An item of a zone, given to free(9).
+            // Of a zone that serves malloc, or of another, given to free(9).
+            if self.free_sub(addr, caller) {
+                return;
+            }
             return self.zone_misuse(Misuse::WrongZone, addr);
         }
         if self.special_kind(addr as *const u8).is_some() {

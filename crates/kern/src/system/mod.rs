@@ -24,6 +24,7 @@ mod reclaim;
 mod resize;
 mod shortage;
 mod special;
+mod subzone;
 mod supply;
 
 use core::cell::UnsafeCell;
@@ -44,8 +45,12 @@ use crate::stats::{Stats, TypeId};
 use crate::zone::Registry;
 use outside::Outside;
 use shortage::Shortage;
+use subzone::Subzones;
 
 pub use outside::OutsideBlocks;
+pub use subzone::NUMZONES_MAX;
+
+pub(crate) use subzone::DomainRequest;
 
 /// Largest request, bytes (`PTRDIFF_MAX` as in C; N1.146: a size near the end of the range fails and never wraps).
 pub const MAX_REQUEST_BYTES: usize = isize::MAX as usize - (1 << 21);
@@ -130,6 +135,7 @@ pub struct System<P: Platform> {
     depots_seen_ns: AtomicU64,
     depot_turns: AtomicU32,
     outside: Outside,
+    subzones: Subzones,
     /// Zones made at run time.
     pub(crate) registry: Registry<P>,
     /// Requests asleep on the limit of their type.
@@ -188,6 +194,7 @@ impl<P: Platform> System<P> {
             depots_seen_ns: AtomicU64::new(0),
             depot_turns: AtomicU32::new(0),
             outside: Outside::new(),
+            subzones: Subzones::new(),
             registry: Registry::new(),
             limit_sleepers: AtomicU32::new(0),
             has_slots: AtomicBool::new(false),
@@ -359,6 +366,7 @@ impl<P: Platform> System<P> {
                     is_run: true,
                 })
             }
+            page::ZONE_SLAB => self.lookup_any_sub(addr),
             _ => None,
         }
     }
@@ -386,7 +394,11 @@ impl<P: Platform> System<P> {
     pub fn usable_bytes(&self, block: *const u8) -> usize {
         match self.live_block(block as usize) {
             Some(info) => info.bytes,
-            None if self.in_heap(block as usize) => 0,
+            None if self.in_heap(block as usize) => {
+                // Of a zone beside the classes' own, or nothing.
+                let live = |info: &BlockInfo| info.live && info.addr == block as usize && !info.is_run;
+                self.lookup_sub(block as usize).filter(live).map_or(0, |info| info.bytes)
+            }
             None => self.usable_outside(block as usize),
         }
     }

@@ -18,6 +18,10 @@ impl<P: Platform> System<P> {
     pub unsafe fn realloc(&self, block: *mut u8, bytes: usize, id: TypeId, caller: usize) -> *mut u8 {
         let Some(info) = self.live_block(block as usize) else {
             let found = self.lookup(block as usize);
+            if let Some(info) = found.filter(|info| info.live && info.addr == block as usize) {
+                // SAFETY: 1. What `live_block` does not know is of a zone beside the classes' own.
+                return unsafe { self.resize_sub(&info, bytes, id, caller) };
+            }
             let what = match found {
                 None if self.in_heap(block as usize) => Misuse::InvalidFree,
                 None => Misuse::ForeignFree,
@@ -37,7 +41,8 @@ impl<P: Platform> System<P> {
                 // SAFETY: 1.
                 return unsafe { self.resize_special(&info, bytes, id, caller) };
             }
-            if bytes > SLAB_MAX_BYTES {
+            // Also a run that is small, for the sake of its alignment: it serves while it fits and is more than half used.
+            if bytes > SLAB_MAX_BYTES || bytes <= old && bytes > old / 2 {
                 // SAFETY: 1.
                 if let Some(moved) = unsafe { self.resize_run(&info, bytes, id) } {
                     return moved;

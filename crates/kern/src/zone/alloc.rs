@@ -196,8 +196,22 @@ impl<P: Platform> RawZone<'_, P> {
     /// As [`alloc_arg`](Self::alloc_arg); [`Fail::Memory`] for a domain that does not exist.
     #[doc(alias = "uma_zalloc_domain")]
     pub fn alloc_domain(&self, arg: *mut (), domain: usize, how: How) -> Result<NonNull<u8>, Fail> {
-        let entry = if domain < P::domains() { self.import_from(domain, true, how) } else { Err(Fail::Memory) };
-        match entry {
+        if domain >= P::domains() {
+            self.core.record().fails.fetch_add(1, Ordering::Relaxed);
+            return Err(Fail::Memory);
+        }
+        self.alloc_past_caches(arg, domain, true, how)
+    }
+
+    /// An item past the caches, `only` of this domain or of this domain first.
+    pub(super) fn alloc_past_caches(
+        &self,
+        arg: *mut (),
+        domain: usize,
+        only: bool,
+        how: How,
+    ) -> Result<NonNull<u8>, Fail> {
+        match self.import_from(domain, only, how) {
             Ok(entry) => {
                 self.count_alloc();
                 self.hand_out(entry, arg, how)

@@ -155,6 +155,9 @@ impl Flags {
 
     const ALL: u32 = (1 << 12) - 1;
 
+    /// Serves malloc: an item has a type's tag. The allocator's own. `UMA_ZONE_MALLOC`.
+    pub(super) const MALLOC: Self = Self(1 << 12);
+
     /// These and those.
     #[must_use]
     pub const fn and(self, more: Self) -> Self {

@@ -105,6 +105,8 @@ pub(crate) struct KegCore<P: Platform> {
     pub(crate) callbacks: UnsafeCell<Callbacks>,
     pub(crate) supply: Cell<Option<Supply>>,
     pub(crate) record: Cell<*const ZoneRecord>,
+    /// The zone it was made with.
+    pub(crate) primary: Cell<*const ZoneCore<P>>,
     /// One more each time that the record becomes another keg.
     pub(crate) generation: AtomicU32,
     /// Zones on it.
@@ -234,6 +236,7 @@ impl<P: Platform> KegCore<P> {
                 callbacks: UnsafeCell::new(Callbacks::NONE),
                 supply: Cell::new(None),
                 record: Cell::new(core::ptr::null()),
+                primary: Cell::new(core::ptr::null()),
                 generation: AtomicU32::new(0),
                 zones: AtomicU32::new(0),
                 next_ordinal: AtomicU8::new(1),

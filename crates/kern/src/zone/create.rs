@@ -55,6 +55,12 @@ impl<P: Platform> System<P> {
         if !flags.are_sound() || (flags.has(Flags::SMR) && flags.has(Flags::PCPU)) {
             return Err(ZoneError::Flags(flags));
         }
+        self.zcreate_sound(config)
+    }
+
+    /// [`zcreate`](Self::zcreate) with flags that go together.
+    pub(super) fn zcreate_sound(&self, config: &ZoneConfig<'_>) -> Result<RawZone<'_, P>, ZoneError> {
+        let flags = config.flags;
         if !self.is_booted() {
             return Err(ZoneError::Memory);
         }
@@ -77,6 +83,7 @@ impl<P: Platform> System<P> {
             offpage: flags.has(Flags::NOTOUCH),
             cache_spread: flags.has(Flags::CACHESPREAD),
             copies,
+            type_tags: flags.has(Flags::MALLOC),
             one_page: flags.has(Flags::CONTIG) && config.supply.is_none(),
         })
         .map_err(|_| ZoneError::ItemBytes(config.item_bytes))?;
@@ -340,7 +347,10 @@ impl<P: Platform> System<P> {
             && !core.is_secondary.get()
         {
             // SAFETY: 1. nobody else knows the keg yet.
-            unsafe { keg.record.set(record) };
+            unsafe {
+                keg.record.set(record);
+                keg.primary.set(core);
+            }
         }
         let Some(index) = index else { return };
         if reused.is_some() {
@@ -380,6 +390,7 @@ impl<P: Platform> System<P> {
         let mut bits = kind;
         bits |= if flags.has(Flags::SMR) { zone_flag::SMR } else { 0 };
         bits |= if flags.has(Flags::PCPU) { zone_flag::PCPU } else { 0 };
+        bits |= if flags.has(Flags::MALLOC) { zone_flag::SUBZONE } else { 0 };
         // SAFETY: 1. Readers pass over a record that says it is dead; zeros are a valid record.
         unsafe {
             record.write_bytes(0, 1);

@@ -1,7 +1,7 @@
 //! How a keg's slabs are laid out: arithmetic only, at the zone's creation.
 //!
 //! ```text
-//!  inline:   | ZoneSlab | free bitmap | states | pad | colour | item 0 | item 1 | … | tail |
+//!  inline:   | ZoneSlab | free bitmap | states | tags | pad | colour | item 0 | item 1 | … | tail |
 //!  off page: | colour | item 0 | item 1 | … | tail |            ZoneSlab, bitmap and states in a record
 //!  per CPU:  | item 0 | item 1 | … | to the page's end, then the same again for CPU 1, CPU 2, …
 //! ```
@@ -36,6 +36,8 @@ pub(crate) struct Want {
     pub(crate) cache_spread: bool,
     /// Copies of each item, a page apart; 0 for ordinary items.
     pub(crate) copies: usize,
+    /// An item has the tag of a malloc type, two bytes.
+    pub(crate) type_tags: bool,
     /// Slabs do not grow beyond a page for the sake of less waste.
     pub(crate) one_page: bool,
 }
@@ -56,7 +58,9 @@ pub(crate) struct KegLayout {
     pub(crate) first_offset: usize,
     /// From the descriptor to the items' states.
     pub(crate) states_offset: usize,
-    /// Bytes of descriptor, bitmap and states.
+    /// From the descriptor to the items' type tags, where they have them.
+    pub(crate) tags_offset: usize,
+    /// Bytes of descriptor, bitmap, states and tags.
     pub(crate) descriptor_bytes: usize,
     pub(crate) offpage: bool,
     /// Bytes from colour to colour, and how many colours there are.
@@ -113,7 +117,7 @@ impl KegLayout {
     fn with(want: &Want, stride: usize, slab_bytes: usize, offpage: bool) -> Option<Self> {
         let mut items = (slab_bytes / stride).min(MAX_ITEMS);
         while items > 0 {
-            let (states_offset, descriptor_bytes) = Self::descriptor(items);
+            let Parts { states_offset, tags_offset, descriptor_bytes } = Parts::of(items, want.type_tags);
             let first_offset = if offpage { 0 } else { descriptor_bytes.next_multiple_of(want.align) };
             if first_offset + items * stride <= slab_bytes {
                 let colour_bytes = want.align.max(LINE_BYTES);
@@ -126,6 +130,7 @@ impl KegLayout {
                     items,
                     first_offset,
                     states_offset,
+                    tags_offset,
                     descriptor_bytes,
                     offpage,
                     colour_bytes,
@@ -143,7 +148,7 @@ impl KegLayout {
             return Err(Unfit);
         }
         let items = (want.page_bytes / stride).min(MAX_ITEMS);
-        let (states_offset, descriptor_bytes) = Self::descriptor(items);
+        let Parts { states_offset, tags_offset, descriptor_bytes } = Parts::of(items, want.type_tags);
         Ok(Self {
             stride_bytes: stride,
             align: want.align,
@@ -152,17 +157,12 @@ impl KegLayout {
             items,
             first_offset: 0,
             states_offset,
+            tags_offset,
             descriptor_bytes,
             offpage: true,
             colour_bytes: LINE_BYTES,
             colours: 1,
         })
-    }
-
-    /// Offset of the states, and bytes of all.
-    fn descriptor(items: usize) -> (usize, usize) {
-        let states_offset = DESCRIPTOR_BYTES + items.div_ceil(64) * 8;
-        (states_offset, (states_offset + items).next_multiple_of(64))
     }
 
     /// Bytes of a slab that are not items, a descriptor outside counted.
@@ -177,6 +177,22 @@ impl KegLayout {
     }
 }
 
+/// Where a descriptor's parts are.
+struct Parts {
+    states_offset: usize,
+    tags_offset: usize,
+    descriptor_bytes: usize,
+}
+
+impl Parts {
+    fn of(items: usize, type_tags: bool) -> Self {
+        let states_offset = DESCRIPTOR_BYTES + items.div_ceil(64) * 8;
+        let tags_offset = (states_offset + items).next_multiple_of(2);
+        let end = if type_tags { tags_offset + 2 * items } else { states_offset + items };
+        Self { states_offset, tags_offset, descriptor_bytes: end.next_multiple_of(64) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +200,16 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn want(item_bytes: usize, align: usize) -> Want {
-        Want { item_bytes, align, page_bytes: PAGE, offpage: false, cache_spread: false, copies: 0, one_page: false }
+        Want {
+            item_bytes,
+            align,
+            page_bytes: PAGE,
+            offpage: false,
+            cache_spread: false,
+            copies: 0,
+            type_tags: false,
+            one_page: false,
+        }
     }
 
     fn check(want: &Want) -> KegLayout {
@@ -212,6 +237,7 @@ mod tests {
                 check(&want(item_bytes, align));
                 check(&Want { offpage: true, ..want(item_bytes, align) });
                 check(&Want { cache_spread: true, ..want(item_bytes, align) });
+                check(&Want { type_tags: true, ..want(item_bytes, align) });
             }
         }
     }

@@ -56,6 +56,7 @@ mod quantum;
 mod readers;
 mod reclaim;
 mod show;
+mod sized;
 mod slab;
 mod smr;
 mod table;
@@ -70,6 +71,7 @@ pub use create::Destroyed;
 pub use moves::{MoveReply, Mover};
 pub use quantum::QuantumZones;
 pub use readers::SmrSection;
+pub use sized::DomainSet;
 pub use typed::{Zone, ZoneBox};
 
 pub(crate) use self::core::Registry;

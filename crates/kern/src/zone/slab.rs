@@ -73,6 +73,11 @@ impl Cut {
         slab.first + index * self.layout.stride_bytes
     }
 
+    /// The type tag of an item, where items have one.
+    pub(crate) fn type_tag(&self, slab: *const ZoneSlab, index: usize) -> *mut u16 {
+        (slab as usize + self.layout.tags_offset + 2 * index) as *mut u16
+    }
+
     /// The state of an item.
     pub(crate) fn state(&self, slab: *const ZoneSlab, index: usize) -> *mut u8 {
         (slab as usize + self.layout.states_offset + index) as *mut u8
