@@ -48,7 +48,7 @@ pub use line::{FreeSize, LineView, PEAK_ARMED, Row, SlotLine, TypeLine, TypeTota
 /// whole header.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KERNMALC");
 /// Layout version, see the crate's text.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes reserved for [`Header`]; the first section starts here.
 pub const HEADER_BYTES: u64 = 8192;
 
@@ -421,7 +421,7 @@ pub struct ZoneRecord {
     /// By domain; what there is beyond the last counts there.
     pub by_domain: [ZoneDomain; ZONE_DOMAINS],
 }
-const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 448);
+const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 576);
 
 /// Domains that a zone's record tells apart.
 pub const ZONE_DOMAINS: usize = 4;
@@ -443,6 +443,12 @@ pub struct ZoneDomain {
     pub free_items: AtomicU64,
     /// Slabs without an item in use.
     pub free_slabs: AtomicU64,
+    /// Fewest items in the depot since there were most.
+    pub batch_least: AtomicU64,
+    /// How many were never needed, over a long time, and for how many looks at the zone that was more than none.
+    pub long_least: AtomicU64,
+    /// See [`ZoneDomain::long_least`].
+    pub idle_periods: AtomicU64,
 }
 
 /// Counters of one zone in one slot, as of the slot's last exchange of a bucket (the live ones are in

@@ -41,7 +41,7 @@ fn leak<T>(value: T) -> &'static T {
 /// An arena of `[0, size)` in units of 16 with caches for up to four of them.
 fn cached(world: &'static World, size: usize) -> (&'static Arena<'static, Kernel>, &'static Zones) {
     let zones: &'static Zones = leak(QuantumZones::new(&world.system));
-    let arena = leak(Arena::<Kernel>::new("ports", 16, &HeapTags).with_quantum_cache(zones, 64));
+    let arena = leak(Arena::<Kernel>::new("ports", 16, &HeapTags).with_quantum_cache(zones, 64).with_reserve(4));
     arena.add(0, size, Wait::NoSleep).unwrap();
     (arena, zones)
 }
@@ -111,5 +111,39 @@ fn a_cache_without_memory_leaves_it_to_the_arena() {
         assert_eq!(arena.xalloc(&Request::new(16), Wait::NoSleep).map(|addr| arena.xfree(addr, 16)), Ok(Ok(())));
         vmem::QuantumCache::drain(zones);
         assert_eq!(arena.size(Size::Alloc), 0);
+    });
+}
+
+/// What the arena serves because a cache has nothing comes back to the cache: it must have counted it.
+#[test]
+fn a_zone_counts_what_the_arena_served_in_its_place() {
+    let world: &'static World = leak(World::boot(config(2, 1)));
+    world.machine.run(|| {
+        let (arena, zones) = cached(world, 1024);
+        zones.attach(arena, 64).unwrap();
+        let in_use = || {
+            let mut sum = 0;
+            world.system.each_zone(|zone| {
+                zone.validate().unwrap();
+                sum += zone.in_use();
+            });
+            sum
+        };
+        // At its limit the zone refuses, and the arena has more.
+        world.system.each_zone(|zone| zone.set_max(2));
+        let ranges: Vec<_> = (0..20).map(|_| arena.alloc(32, Fit::Instant, Wait::NoSleep).unwrap()).collect();
+        assert_eq!(in_use(), 20);
+        let reserved = arena.alloc(16, Fit::Instant, Wait::Reserve).unwrap();
+        assert_eq!(in_use(), 21);
+        arena.free(reserved, 16).unwrap();
+        for (freed, addr) in ranges.into_iter().enumerate() {
+            Machine::set_cpu(Some(freed % 2));
+            assert_eq!(in_use(), 20 - freed);
+            arena.free(addr, 32).unwrap();
+        }
+        assert_eq!(in_use(), 0);
+        vmem::QuantumCache::drain(zones);
+        assert_eq!(arena.size(Size::Alloc), 0);
+        world.system.validate().unwrap();
     });
 }

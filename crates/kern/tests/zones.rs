@@ -570,6 +570,11 @@ fn a_zone_is_trimmed_to_its_working_set() {
             items.into_iter().for_each(|item| give(&zone, item));
         };
         burst(3000);
+        assert!(zone.stats().depot > 500);
+        zone.reclaim(Reclaim::Trim);
+        assert_eq!(zone.stats().depot, 0, "what was only given is not needed");
+        burst(3000);
+        burst(3000);
         let peak = zone.stats();
         assert!(peak.depot > 500, "{peak:?}");
         zone.reclaim(Reclaim::Trim);

@@ -375,6 +375,12 @@ pub struct ZoneDomain {
     pub free_items: u64,
     /// Slabs without an item in use.
     pub free_slabs: u64,
+    /// Fewest items in the depot since there were most.
+    pub batch_least: u64,
+    /// How many were never needed, over a long time.
+    pub long_least: u64,
+    /// For how many looks at the zone that was more than none.
+    pub idle_periods: u64,
 }
 
 impl Zone {

@@ -164,8 +164,13 @@ pub trait QuantumCache: Sync {
     /// A range of `quanta` quanta; `None` if there is none and none can be had from the arena.
     fn alloc(&self, quanta: usize, wait: Wait) -> Option<usize>;
 
-    /// Takes a range back, to keep it or to free it to the arena.
+    /// Takes a range back, to keep it or to free it to the arena. It is one that `alloc` returned, or that the cache was told of by
+    /// [`adopt`](Self::adopt).
     fn free(&self, quanta: usize, addr: usize);
+
+    /// A range that the arena has served itself, because `alloc` had none or was not asked, and that will come back by `free`. A cache that counts what
+    /// it has handed out counts it: else it would get back more than it gave. Must not call the arena.
+    fn adopt(&self, quanta: usize, addr: usize);
 
     /// Frees to the arena whatever is kept.
     #[doc(alias = "vmem_qcache_reap")]

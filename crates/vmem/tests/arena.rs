@@ -175,6 +175,8 @@ impl<S: System> QuantumCache for Stacks<S> {
         self.kept[quanta - 1].lock().unwrap().push(addr);
     }
 
+    fn adopt(&self, _quanta: usize, _addr: usize) {}
+
     fn drain(&self) {
         for (index, kept) in self.kept.iter().enumerate() {
             for addr in std::mem::take(&mut *kept.lock().unwrap()) {
@@ -331,6 +333,7 @@ fn a_range_that_went_into_a_cache_just_before_the_sleep_is_found() {
             None
         }
         fn free(&self, _quanta: usize, _addr: usize) {}
+        fn adopt(&self, _quanta: usize, _addr: usize) {}
         fn drain(&self) {
             if self.drains.fetch_add(1, SeqCst) == 1 {
                 self.arena.get().unwrap().xfree(0, 4).unwrap();
@@ -346,6 +349,69 @@ fn a_range_that_went_into_a_cache_just_before_the_sleep_is_found() {
     let sleeping = thread::spawn(|| arena.xalloc(&Request::new(4), Wait::Sleep));
     awake(|| sleeping.is_finished());
     assert_eq!(sleeping.join().unwrap(), Ok(0));
+}
+
+/// A cache gets back what it handed out and what it was told of, whichever way a request went: at once, by the reserve, or asleep.
+#[test]
+fn a_cache_knows_every_range_that_comes_back_to_it() {
+    system!(Alone);
+    /// Has a range every other time, and keeps book.
+    struct Ledger {
+        arena: OnceLock<&'static Arena<'static, Alone>>,
+        asked: AtomicUsize,
+        out: Mutex<Vec<(usize, usize)>>,
+        adopted: AtomicUsize,
+    }
+    impl Ledger {
+        fn arena(&self) -> &'static Arena<'static, Alone> {
+            self.arena.get().unwrap()
+        }
+    }
+    impl QuantumCache for Ledger {
+        fn alloc(&self, quanta: usize, _wait: Wait) -> Option<usize> {
+            let has = self.asked.fetch_add(1, SeqCst).is_multiple_of(2);
+            let addr = has.then(|| self.arena().xalloc(&Request::new(quanta), NoSleep).ok()).flatten()?;
+            self.out.lock().unwrap().push((quanta, addr));
+            Some(addr)
+        }
+        fn free(&self, quanta: usize, addr: usize) {
+            let mut out = self.out.lock().unwrap();
+            let at = out.iter().position(|&range| range == (quanta, addr)).expect("a range that the cache knows");
+            out.swap_remove(at);
+            drop(out);
+            self.arena().xfree(addr, quanta).unwrap();
+        }
+        fn adopt(&self, quanta: usize, addr: usize) {
+            self.adopted.fetch_add(1, SeqCst);
+            self.out.lock().unwrap().push((quanta, addr));
+        }
+        fn drain(&self) {}
+    }
+    let ledger: &'static Ledger = Box::leak(Box::new(Ledger {
+        arena: OnceLock::new(),
+        asked: AtomicUsize::new(0),
+        out: Mutex::default(),
+        adopted: AtomicUsize::new(0),
+    }));
+    let arena: &'static Arena<Alone> =
+        Box::leak(Box::new(Arena::new("ledger", 1, &HeapTags).with_quantum_cache(ledger, 4).with_reserve(8)));
+    assert!(ledger.arena.set(arena).is_ok());
+    arena.add(0, 64, NoSleep).unwrap();
+    let mut held: Vec<_> = (0..20).map(|n| (arena.alloc(1 + n % 4, Instant, NoSleep).unwrap(), 1 + n % 4)).collect();
+    held.push((arena.alloc(3, Instant, Wait::Reserve).unwrap(), 3));
+    assert_eq!(ledger.adopted.load(SeqCst), 11);
+    assert_eq!(arena.alloc(5, Instant, NoSleep), Ok(53));
+    assert_eq!(ledger.adopted.load(SeqCst), 11, "too large for the cache");
+    // Full but for six: sleeps, and is served by the arena.
+    held.push((arena.xalloc(&Request::new(6), NoSleep).unwrap(), 6));
+    let got = sleeps_until(arena, || arena.alloc(2, Instant, Wait::Sleep), || arena.xfree(58, 6).unwrap());
+    held.pop();
+    held.push((got.unwrap(), 2));
+    assert_eq!(ledger.adopted.load(SeqCst), 12);
+    held.into_iter().for_each(|(addr, size)| arena.free(addr, size).unwrap());
+    arena.free(53, 5).unwrap();
+    assert!(ledger.out.lock().unwrap().is_empty());
+    assert_eq!(arena.size(Size::Free), 64);
 }
 
 #[test]

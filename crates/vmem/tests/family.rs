@@ -70,6 +70,8 @@ impl QuantumCache for Stacks {
         self.arena().xfree(addr, quanta * QUANTUM).unwrap();
     }
 
+    fn adopt(&self, _quanta: usize, _addr: usize) {}
+
     fn drain(&self) {
         let kept = self.kept.lock().unwrap().iter_mut().map(std::mem::take).collect::<Vec<_>>();
         for (quanta, all) in kept.into_iter().enumerate() {

@@ -11,6 +11,7 @@ use super::limit::Limit;
 use super::slab::{Cut, Slabs};
 use super::smr::Smr;
 use super::table::PageTable;
+use super::working_set::WorkingSet;
 use crate::bucket::Depot;
 
 /// Bits of [`ZoneCore::special`]: tested once on each fast path, and any of them leaves it.
@@ -54,15 +55,6 @@ pub(crate) struct ZoneCache {
     pub(crate) own_line: ZoneLine,
 }
 
-/// How a zone's depot in one domain has been used since the last look.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WorkingSet {
-    pub(crate) least: usize,
-    pub(crate) most: usize,
-    /// Items that the depot needs, by the estimate.
-    pub(crate) estimate: usize,
-}
-
 /// Full buckets of one zone and domain.
 pub(crate) struct Depots {
     pub(crate) ready: Depot,
@@ -78,19 +70,12 @@ impl Depots {
             ready: Depot::new(),
             pending: [Depot::new(), Depot::new(), Depot::new()],
             pending_era: [0; 3],
-            working_set: WorkingSet { least: 0, most: 0, estimate: 0 },
+            working_set: WorkingSet::NONE,
         }
     }
 
     pub(crate) fn pending_items(&self) -> usize {
         self.pending.iter().map(|depot| depot.items).sum()
-    }
-
-    /// Notes how many items are there now.
-    pub(crate) fn note(&mut self) {
-        let items = self.ready.items;
-        self.working_set.least = self.working_set.least.min(items);
-        self.working_set.most = self.working_set.most.max(items);
     }
 }
 

@@ -11,6 +11,7 @@ use super::config::{Flags, How};
 use super::core::{Depots, special};
 use super::keg::{Change, domain_record};
 use super::slab::FREE;
+use super::working_set::WorkingSet;
 use crate::bucket::BucketPtr;
 
 /// State of an item of an SMR zone that was freed past the caches: it is put back by a walk over the slabs, once readers have left. No
@@ -110,11 +111,22 @@ impl<P: Platform> RawZone<'_, P> {
     }
 
     /// A bucket of the depot whose items are ready for use.
-    pub(super) fn depot_pop(&self, domain: usize) -> Option<BucketPtr> {
+    fn depot_pop(&self, domain: usize) -> Option<BucketPtr> {
+        self.pop_bucket(domain, |set, _, items| set.taken(items))
+    }
+
+    /// The same for nobody's use.
+    pub(super) fn depot_reclaim(&self, domain: usize) -> Option<BucketPtr> {
+        self.pop_bucket(domain, |set, count, items| set.reclaimed(count, items))
+    }
+
+    fn pop_bucket(&self, domain: usize, note: impl FnOnce(&mut WorkingSet, usize, usize)) -> Option<BucketPtr> {
         let is_smr = self.core.special() & special::SMR != 0;
         let bucket = self.with_depot(domain, |depots| {
             let ready = depots.ready.pop();
-            depots.note();
+            if let Some(bucket) = &ready {
+                note(&mut depots.working_set, bucket.count(), depots.ready.items);
+            }
             ready.or_else(|| if is_smr { self.pop_ripe(depots) } else { None })
         })?;
         if is_smr {
@@ -151,7 +163,14 @@ impl<P: Platform> RawZone<'_, P> {
         let result = f(&mut depots);
         changes.into_iter().for_each(|change| change.to(items(&depots)));
         let set = &depots.working_set;
-        for (counter, value) in [(&here.most, set.most), (&here.least, set.least), (&here.working_set, set.estimate)] {
+        for (counter, value) in [
+            (&here.most, set.most),
+            (&here.least, set.least),
+            (&here.batch_least, set.batch_least),
+            (&here.working_set, set.estimate),
+            (&here.long_least, set.long_least),
+            (&here.idle_periods, set.idle_periods),
+        ] {
             counter.store(value as u64, Ordering::Relaxed);
         }
         result
@@ -184,7 +203,7 @@ impl<P: Platform> RawZone<'_, P> {
                 return (Some(bucket), false);
             }
             let refused = depots.ready.push(bucket, most).err();
-            depots.note();
+            depots.working_set.given(depots.ready.items);
             (refused, may_trim && depots.ready.idle_pushes() > IDLE_TURNS * most)
         });
         if let Some(bucket) = refused {
@@ -210,6 +229,7 @@ impl<P: Platform> RawZone<'_, P> {
                 while let Some(ripe) = depots.pending[place].pop() {
                     let _ = depots.ready.push(ripe, usize::MAX);
                 }
+                depots.working_set.given(depots.ready.items);
                 depots.pending_era[place] = era;
             }
             let _ = depots.pending[place].push(bucket, usize::MAX);

@@ -81,6 +81,13 @@ impl Limit {
         got
     }
 
+    /// An item that came by another way counts. Serves nobody.
+    #[must_use]
+    pub(crate) fn adopt(&mut self) -> bool {
+        self.items += 1;
+        false
+    }
+
     /// Items are back in the keg. True when sleepers were granted: the caller wakes them.
     #[must_use]
     pub(crate) fn give(&mut self, count: usize) -> bool {

@@ -61,6 +61,7 @@ mod slab;
 mod smr;
 mod table;
 mod typed;
+mod working_set;
 
 pub use config::{
     Action, Callbacks, Ctor, Dtor, Fail, Fini, Flags, How, Import, Init, PagesAlloc, PagesFree, Reclaim, Release,

@@ -130,6 +130,14 @@ impl<P: Platform, S: vmem::System> QuantumZones<P, S> {
     }
 }
 
+impl<P: Platform> RawZone<'_, P> {
+    /// Counts an item that did not come from this cache zone and will be freed to it: beyond its limit, if need be.
+    fn count_foreign(&self) {
+        self.settle_limit(|limit| limit.adopt());
+        self.count_alloc();
+    }
+}
+
 impl<P: Platform, S: vmem::System> QuantumCache for QuantumZones<P, S> {
     fn alloc(&self, quanta: usize, _wait: vmem::Wait) -> Option<usize> {
         let item = self.zone(quanta)?.alloc(How::NOWAIT).ok()?;
@@ -139,7 +147,7 @@ impl<P: Platform, S: vmem::System> QuantumCache for QuantumZones<P, S> {
     fn free(&self, quanta: usize, addr: usize) {
         let item = NonNull::new(addr.wrapping_add(1) as *mut u8);
         match (self.zone(quanta), item) {
-            // SAFETY: 1. the range is given up. 2. ranges of this size come from the zone, or from the arena that it returns them to.
+            // SAFETY: 1. the range is given up. 2. ranges of this size come from the zone, or are adopted by it.
             (Some(zone), Some(item)) => unsafe { zone.free(item.as_ptr()) },
             _ => {
                 // SAFETY: null before `attach`, else an arena that is for ever.
@@ -149,6 +157,12 @@ impl<P: Platform, S: vmem::System> QuantumCache for QuantumZones<P, S> {
                     panic!("arena {}: {addr:#x} was freed, which it does not know: {error}", arena.name());
                 }
             }
+        }
+    }
+
+    fn adopt(&self, quanta: usize, _addr: usize) {
+        if let Some(zone) = self.zone(quanta) {
+            zone.count_foreign();
         }
     }
 

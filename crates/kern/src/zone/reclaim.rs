@@ -6,11 +6,9 @@ use platform::{Platform, RawLock};
 use super::RawZone;
 use super::config::{Flags, Reclaim};
 use super::core::{KegCore, ZoneCache, ZoneCore, special};
+use super::working_set::PERIOD_NS;
 use crate::System;
 
-/// The working set is estimated anew, and a zone trimmed to it, at most so often. (uma(9) has 20 s; a process is to be small a second after its
-/// peak.)
-const LOOK_EVERY_NS: u64 = 1_000_000_000;
 /// In the background of other calls the time is asked at every so manieth slow path: in a process that is a system call.
 const TURNS: u32 = 16;
 
@@ -71,7 +69,7 @@ impl<P: Platform> RawZone<'_, P> {
     /// Up to so many items of a depot (and the bucket that reaches the number) go back to the keg.
     pub(super) fn drain_depot(&self, domain: usize, mut items: usize) {
         while items > 0
-            && let Some(bucket) = self.depot_pop(domain)
+            && let Some(bucket) = self.depot_reclaim(domain)
         {
             items = items.saturating_sub(bucket.count());
             self.empty(bucket);
@@ -86,7 +84,7 @@ impl<P: Platform> RawZone<'_, P> {
 
     fn look_at(&self, now: u64) {
         let last = self.core.last_look_ns.load(Ordering::Relaxed);
-        if now.wrapping_sub(last) >= LOOK_EVERY_NS
+        if now.wrapping_sub(last) >= PERIOD_NS
             && self.core.last_look_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             self.trim();
@@ -102,8 +100,7 @@ impl<P: Platform> RawZone<'_, P> {
         keg && own.fini.is_none() && !defers
     }
 
-    /// Estimates the working set anew, and lets go what lies beyond it: max(¾ of the estimate before, what the depot's content
-    /// moved by since the last look), as uma(9) has it.
+    /// Estimates the working set anew, and lets go what lies beyond it, see `working_set`.
     fn trim(&self) {
         if self.core.flags.get().has(Flags::NOTRIM) {
             return;
@@ -111,10 +108,8 @@ impl<P: Platform> RawZone<'_, P> {
         for domain in 0..P::domains() {
             let excess = self.with_depot(domain, |depots| {
                 let items = depots.ready.items;
-                let set = &mut depots.working_set;
-                set.estimate = (set.estimate * 3 / 4).max(set.most - set.least);
-                (set.least, set.most) = (items, items);
-                items.saturating_sub(set.estimate)
+                let excess = depots.working_set.end_period(items);
+                excess.max(depots.working_set.idle_excess(items))
             });
             self.drain_depot(domain, excess);
         }
@@ -244,7 +239,7 @@ impl<P: Platform> System<P> {
         }
         let now = P::now_ns();
         let last = registry.last_tick_ns.load(Ordering::Relaxed);
-        if now.wrapping_sub(last) >= LOOK_EVERY_NS
+        if now.wrapping_sub(last) >= PERIOD_NS
             && registry.last_tick_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             self.each_quiet_zone(|zone| zone.look_at(now));

@@ -156,6 +156,10 @@ impl QuantumCache for Caches {
         }
     }
 
+    fn adopt(&self, _quanta: usize, _addr: usize) {
+        // `theirs` says which are.
+    }
+
     fn drain(&self) {
         for zone in self.zones.get().expect("zones") {
             zone.reclaim(Reclaim::DrainCpu);

@@ -246,15 +246,24 @@ impl<'a, S: System> Arena<'a, S> {
     #[doc(alias = "vmem_alloc")]
     pub fn alloc(&self, size: usize, fit: Fit, wait: Wait) -> Result<usize, Error> {
         let wait = self.check_sleep(wait);
-        if wait == Wait::Sleep && self.queue.is_waited_for(size) {
-            return self.sleep_in_line(&Request { fit, ..Request::new(size) });
-        }
-        // What the cache can't give, for want of ranges or of memory for itself, the arena may have.
+        let Some((cache, quanta)) = self.cached(size) else { return self.alloc_past(size, fit, wait) };
+        let in_line = wait == Wait::Sleep && self.queue.is_waited_for(size);
         if wait != Wait::Reserve
-            && let Some((cache, quanta)) = self.cached(size)
+            && !in_line
             && let Some(addr) = cache.alloc(quanta, wait)
         {
             return Ok(addr);
+        }
+        // What the cache can't give, for want of ranges or of memory for itself, the arena may have. It comes back to the cache.
+        let addr = self.alloc_past(size, fit, wait)?;
+        cache.adopt(quanta, addr);
+        Ok(addr)
+    }
+
+    /// [`alloc`](Self::alloc) past the caches.
+    fn alloc_past(&self, size: usize, fit: Fit, wait: Wait) -> Result<usize, Error> {
+        if wait == Wait::Sleep && self.queue.is_waited_for(size) {
+            return self.sleep_in_line(&Request { fit, ..Request::new(size) });
         }
         match self.take(wait, |raw| raw.alloc(size, fit)) {
             Err(error) if error.is_shortage() => self.alloc_slow(&Request { fit, ..Request::new(size) }, wait, error),
