@@ -52,6 +52,9 @@ pub trait Host: Sized + 'static {
     /// Where sleepers of C's arenas wait: one static variable.
     fn channel() -> &'static vmem::Channel;
 
+    /// The list of C's arenas: one static variable.
+    fn arenas() -> &'static vmem9::Arenas<Self>;
+
     /// A type of C is about to be attached by its constructor.
     fn type_loads() {}
 

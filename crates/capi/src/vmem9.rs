@@ -9,7 +9,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use kern::malloc::{Flags as MallocFlags, NoWait, WaitOk};
-use platform::Platform;
+use platform::{Lock, Platform, RawLock as _};
 use vmem::{Arena, Bucket, Channel, Error, Fit, Request, Size, Source, System, Tag, TagSource, Wait};
 
 use crate::types::{M_HANDLES, M_TAGS};
@@ -119,6 +119,94 @@ pub struct Vmem<H: Host> {
     /// Block of the closure that calls it, or null.
     closure: *mut u8,
     name: [u8; 32],
+    /// The next on the list of all; under its lock.
+    next: *mut Vmem<H>,
+}
+
+/// All of C's arenas, so that fork(2) finds their locks. The list's lock comes before theirs.
+pub struct Arenas<H: Host> {
+    first: Lock<<H::P as Platform>::Lock, First<H>>,
+}
+
+struct First<H: Host>(*mut Vmem<H>);
+
+// SAFETY: arenas on the list live, and are reached under its lock.
+unsafe impl<H: Host> Send for First<H> {}
+
+impl<H: Host> Default for Arenas<H> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<H: Host> Arenas<H> {
+    /// None.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { first: Lock::new(First(null_mut())) }
+    }
+
+    fn add(&self, vm: *mut Vmem<H>) {
+        let mut first = self.first.lock();
+        // SAFETY: an arena that was made just now, and that nobody else knows.
+        unsafe { (*vm).next = first.0 };
+        first.0 = vm;
+    }
+
+    fn remove(&self, vm: *mut Vmem<H>) {
+        let mut first = self.first.lock();
+        let mut link = &raw mut first.0;
+        // SAFETY: arenas on the list live; their links change under the lock only.
+        unsafe {
+            while !(*link).is_null() && *link != vm {
+                link = &raw mut (**link).next;
+            }
+            if !(*link).is_null() {
+                *link = (*vm).next;
+            }
+        }
+    }
+
+    /// Every arena on the list, whose lock is held by hand.
+    fn each(&self, visit: impl Fn(&Arena<'static, Port<H>>)) {
+        // SAFETY: 1. the callers hold it.
+        let mut vm = unsafe { self.first.held() }.0;
+        // SAFETY: arenas on the list live, and are whole while its lock is held.
+        while let Some(this) = unsafe { vm.as_ref() } {
+            if let Some(arena) = &this.arena {
+                visit(arena);
+            }
+            vm = this.next;
+        }
+    }
+
+    /// Takes the locks of all arenas, before those of the allocator, for fork(2).
+    pub fn freeze(&self) {
+        self.first.raw().lock();
+        self.each(Arena::freeze);
+    }
+
+    /// Lets them go, after the allocator was let go.
+    ///
+    /// # Safety
+    /// 1. The caller, or the thread that it is a copy of, has called [`freeze`](Self::freeze).
+    pub unsafe fn thaw(&self) {
+        // SAFETY: 1. No arena came or went meanwhile: the list's lock was held.
+        self.each(|arena| unsafe { arena.thaw() });
+        // SAFETY: 1.
+        unsafe { self.first.raw().unlock() };
+    }
+
+    /// For the child of a fork: threads that sleep in its parent do not exist here.
+    ///
+    /// # Safety
+    /// 1. Between [`freeze`](Self::freeze) and [`thaw`](Self::thaw), in a process with one thread.
+    pub unsafe fn forget_sleepers(&self) {
+        // SAFETY: 1.
+        self.each(|arena| unsafe { arena.forget_sleepers() });
+        // SAFETY: 1.
+        unsafe { H::channel().forget_sleepers() };
+    }
 }
 
 /// # Safety
@@ -195,12 +283,14 @@ pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
             reclaim: AtomicPtr::new(null_mut()),
             closure: null_mut(),
             name: kept,
+            next: null_mut(),
         });
         let vm = &mut *record.as_ptr();
         let name = core::slice::from_raw_parts((&raw const vm.name).cast::<u8>(), len);
         vm.arena = Some(Arena::new(core::str::from_utf8_unchecked(name), quantum, &const { Tags::<H>(PhantomData) }));
         vm
     };
+    H::arenas().add(vm);
     if size != 0
         // SAFETY: 1. just made.
         && let Err(error) = unsafe { arena(vm) }.add(base, size, wait_of(flags))
@@ -217,6 +307,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
 /// # Safety
 /// 1. `vm` lives, and nobody uses it any more.
 pub unsafe extern "C" fn kernmalloc_vmem_destroy<H: Host>(vm: *mut Vmem<H>) {
+    H::arenas().remove(vm);
     // SAFETY: 1.
     let (arena, name, closure) = unsafe { ((*vm).arena.take(), (*vm).name, (*vm).closure) };
     if let Some(Err(leak)) = arena.map(Arena::destroy) {
@@ -255,6 +346,8 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import<H: Host>(
     arg: *mut c_void,
     import_quantum: usize,
 ) {
+    // A fork meanwhile would find no arena here.
+    let _list = H::arenas().first.lock();
     // SAFETY: 2.; the source stays where it is for as long as the arena.
     unsafe {
         let Some(arena) = (*vm).arena.take() else { return };

@@ -147,7 +147,7 @@ fn errors_are_one_line_with_a_remedy() {
     let mut other = whole;
     other[8] = 77;
     let found = error_of(&["vmstat", "-m", "-f", &file("other", &other)]);
-    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 2");
+    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 3");
     let found = error_of(&["vmstat", "-m", "-f", "/nonexistent/object"]);
     assert_eq!(found, "kernmalloc: /nonexistent/object: No such file or directory (os error 2)");
 }

@@ -34,6 +34,11 @@ impl capi::Host for Process {
         &CHANNEL
     }
 
+    fn arenas() -> &'static capi::vmem9::Arenas<Self> {
+        static ARENAS: capi::vmem9::Arenas<Process> = capi::vmem9::Arenas::new();
+        &ARENAS
+    }
+
     fn type_loads() {
         life::watch_exit();
     }

@@ -3,7 +3,18 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use capi::Host as _;
+
+use crate::Process;
+
 unsafe extern "C" {
+    /// glibc's pthread_atfork(3) as shared libraries call it.
+    fn __register_atfork(
+        prepare: extern "C" fn(),
+        parent: extern "C" fn(),
+        child: extern "C" fn(),
+        library: *const u8,
+    ) -> c_int;
     fn __cxa_atexit(call: extern "C" fn(*mut c_void), arg: *mut c_void, object: *mut c_void) -> c_int;
 }
 
@@ -33,6 +44,26 @@ pub(crate) fn watch_exit() {
 extern "C" fn constructor() {
     // Where it fails, the first request tries again, and fails as that kind of request does.
     hosted::boot();
+    // After the allocator's handlers, so that ours run before them and take the arenas' locks first: an arena may be waiting for a boundary tag.
+    // SAFETY: the handlers live as long as the process: the library is never unloaded.
+    unsafe { __register_atfork(prepare, parent, child, core::ptr::null()) };
+}
+
+extern "C" fn prepare() {
+    Process::arenas().freeze();
+}
+
+extern "C" fn parent() {
+    // SAFETY: 1. `prepare` froze them.
+    unsafe { Process::arenas().thaw() };
+}
+
+extern "C" fn child() {
+    // SAFETY: 1. the thread that we are a copy of froze them.
+    unsafe {
+        Process::arenas().forget_sleepers();
+        Process::arenas().thaw();
+    }
 }
 
 extern "C" fn destructor() {

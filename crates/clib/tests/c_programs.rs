@@ -109,6 +109,13 @@ fn libmemstat_says_what_a_program_did() {
     assert_eq!((text(&out.stdout).as_str(), text(&out.stderr).as_str()), ("figures agree\n", ""));
 }
 
+/// The locks of arenas and those who sleep in them, across fork(2).
+#[test]
+fn a_child_goes_on_with_arenas_that_others_sleep_in() {
+    let out = run(&mut Command::new(cc("vmem_fork", "vmem_fork", &["-std=c11", "-lkernmalloc-c"])));
+    assert_eq!((text(&out.stdout).as_str(), text(&out.stderr).as_str()), ("100 children\n", ""));
+}
+
 #[test]
 fn the_static_library_does_the_same() {
     let archive = prefix().join("lib/libkernmalloc-c.a");

@@ -30,6 +30,11 @@ impl capi::Host for Host {
         static CHANNEL: vmem::Channel = vmem::Channel::new();
         &CHANNEL
     }
+
+    fn arenas() -> &'static capi::vmem9::Arenas<Self> {
+        static ARENAS: capi::vmem9::Arenas<Host> = capi::vmem9::Arenas::new();
+        &ARENAS
+    }
 }
 
 kern::malloc_define!(

@@ -1,6 +1,7 @@
 //! The arena with a lock, parents, caches and sleeping.
 
 mod ask;
+mod fork;
 mod import;
 mod queue;
 mod upkeep;

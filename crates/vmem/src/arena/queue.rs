@@ -40,6 +40,13 @@ impl Queue {
         line.next.load(Ordering::Relaxed) != line.serving.load(Ordering::Relaxed)
     }
 
+    /// Whoever stands in line is not there any more.
+    pub(super) fn forget(&self) {
+        for line in &self.lines {
+            line.serving.store(line.next.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }
+
     /// Joins the end of the line.
     pub(super) fn join(&self, size: usize) -> Place<'_> {
         let line = self.line(size);
