@@ -188,7 +188,7 @@ fn measure<R: Ranges>(c: &mut Criterion, name: &str, log10: std::ops::RangeInclu
 fn arenas(c: &mut Criterion) {
     measure::<Raw<false>>(c, "raw-instant", 2..=6, true);
     // Sizes up to 32 quanta have lists of their own, where best fit takes the time of instant fit; when those are
-    // empty it walks the next list, however long that is.
+    // empty it descends a tree of the sizes that there are.
     measure::<Raw<true>>(c, "raw-best", 2..=6, true);
     measure::<Locked>(c, "arena-instant", 2..=6, true);
     measure::<Published>(c, "published-instant", 2..=5, false);

@@ -121,14 +121,29 @@ fn segment_list(parts: &Parts<'_>) -> Result<Seen, Damage> {
 fn free_lists(parts: &Parts<'_>, free: usize) -> Result<(), Damage> {
     let mut count = 0;
     for class in 0..LISTS {
-        let mut before = None;
+        let mut before: Option<TagRef> = None;
         for tag in parts.lists.list(class) {
             let addr = tag.base.get();
             count += 1;
             rule(count <= free, "more in free lists than in the segment list", addr)?;
             rule(tag.is_free(), "not free, but in a free list", addr)?;
             rule(parts.lists.class_of(tag.size.get()) == class, "in another class's list", addr)?;
-            rule(tag.link_a.get() == before, "the free list's backward link is wrong", addr)?;
+            match parts.lists.tree(class) {
+                Some(tree) if !tag.is_chained.get() => {
+                    rule(
+                        before.is_none_or(|before| before.size < tag.size),
+                        "the tree of sizes is out of order",
+                        addr,
+                    )?;
+                    rule(tree.at(tag.size.get()) == Some(tag), "a free segment is not found in its tree", addr)?;
+                    rule(tree.outranks_children(tag), "a tree of sizes is out of balance", addr)?;
+                }
+                tree => {
+                    rule(tag.link_a.get() == before, "the free list's backward link is wrong", addr)?;
+                    let same = before.is_some_and(|before| before.size == tag.size);
+                    rule(same || tree.is_none(), "in the chain of another size", addr)?;
+                }
+            }
             before = Some(tag);
         }
         rule(parts.lists.is_marked(class) == before.is_some(), "the map of lists is wrong", 0)?;

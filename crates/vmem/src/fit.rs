@@ -13,8 +13,8 @@ pub enum Fit {
     #[doc(alias = "VM_INSTANTFIT")]
     #[doc(alias = "M_FIRSTFIT")]
     Instant,
-    /// The smallest. Walks the list of the request's class and, if nothing there serves, one list more (with
-    /// constraints, all lists until one serves).
+    /// The smallest. Descends the tree of the request's class and, if nothing there serves, of one class more (with
+    /// constraints, goes through the free segments by size until one serves).
     #[doc(alias = "VM_BESTFIT")]
     #[doc(alias = "M_BESTFIT")]
     Best,

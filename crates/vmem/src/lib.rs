@@ -32,7 +32,8 @@
 //!
 //! 1. Instant fit takes the class above the size (a shift), finds the first non-empty list from there (find first
 //!    set in a bitmap) and takes the head of that list, which is big enough whatever it is: constant time.
-//! 2. Only if no such list exists, the one list is searched that holds both bigger and smaller segments than the size.
+//! 2. Only if no such list exists, the class is searched that has both bigger and smaller segments than the size: it is a tree of sizes, so
+//!    that the smallest one that serves is found by descending. Best fit does that at once.
 //! 3. The front of the segment becomes the allocation, what is left stays free.
 //!
 //! Bonwick and Adams ("Magazines and Vmem", USENIX 2001) describe the structure; illumos, NetBSD and FreeBSD have each
@@ -69,13 +70,13 @@ mod hash;
 mod heap;
 mod lists;
 mod raw;
-mod spans;
 #[cfg(feature = "std")]
 mod std_system;
 mod system;
 mod tag;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 /// What `channel` is made of; its model brings loom's.
 mod sync {

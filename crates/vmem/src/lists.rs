@@ -1,10 +1,15 @@
-//! Free segments, in lists by size class.
+//! Free segments by size class.
 //!
-//! The first [`EXACT`] lists hold one size each, in quanta; the others one doubling each. Segregated storage
+//! The first [`EXACT`] classes have one size each, in quanta; the others one doubling each. Segregated storage
 //! of this kind wastes at most half of what perfect fit would leave (Wilson et al. 1995).
+//!
+//! A class of one size is a list. One of a doubling is a tree of the sizes that there are, with a chain of those that have the same behind each node.
+//! So the smallest segment that is big enough is found by descending, however many there are; what the descent takes, and an insertion,
+//! grows with the logarithm of the number of *different* sizes in the class: never more than the width of the class, and no more as segments get many.
 #![forbid(unsafe_code)]
 
 use crate::tag::TagRef;
+use crate::tree::{BySize, Tree};
 
 /// Sizes, in quanta, that have a list of their own: most requests are small, and in such a list every segment is both
 /// the first and the best fit. FreeBSD has as many (`VMEM_OPTORDER`).
@@ -20,7 +25,8 @@ const WORDS: usize = LISTS.div_ceil(64);
 
 pub(crate) struct FreeLists {
     map: [u64; WORDS],
-    heads: [Option<TagRef>; LISTS],
+    heads: [Option<TagRef>; EXACT],
+    trees: [Tree<BySize>; LISTS - EXACT],
     /// log2 of the quantum.
     shift: u32,
     /// Segments in all lists.
@@ -29,7 +35,13 @@ pub(crate) struct FreeLists {
 
 impl FreeLists {
     pub(crate) const fn new(quantum: usize) -> FreeLists {
-        FreeLists { map: [0; WORDS], heads: [None; LISTS], shift: quantum.trailing_zeros(), count: 0 }
+        FreeLists {
+            map: [0; WORDS],
+            heads: [None; EXACT],
+            trees: [const { Tree::new() }; LISTS - EXACT],
+            shift: quantum.trailing_zeros(),
+            count: 0,
+        }
     }
 
     pub(crate) const fn count(&self) -> usize {
@@ -80,10 +92,15 @@ impl FreeLists {
         }
     }
 
-    /// A segment of at least this size, in constant time; `None` if the lists alone can't tell of one.
+    /// A segment of at least this size, in constant time; `None` if the classes alone can't tell of one.
     #[inline]
     pub(crate) fn instant(&self, size: usize) -> Option<TagRef> {
-        self.heads[self.first_from(self.class_above(size))?]
+        let class = self.first_from(self.class_above(size))?;
+        match self.tree(class) {
+            None => self.heads[class],
+            // One of a chain, where there is one: the tree stays as it is.
+            Some(tree) => tree.root().map(|root| root.link_c.get().unwrap_or(root)),
+        }
     }
 
     /// The smallest segment of at least this size, if that can be told in constant time: it is in an exact list.
@@ -96,15 +113,39 @@ impl FreeLists {
         self.first_from(class).filter(|&class| Self::is_exact(class)).and_then(|class| self.heads[class])
     }
 
-    /// The last list that is not empty.
-    pub(crate) fn last(&self) -> Option<usize> {
-        let word = (0..WORDS).rev().find(|&word| self.map[word] != 0)?;
-        Some(word * 64 + 63 - self.map[word].leading_zeros() as usize)
+    /// The size of the largest segment, 0 without one.
+    pub(crate) fn largest(&self) -> usize {
+        let Some(word) = (0..WORDS).rev().find(|&word| self.map[word] != 0) else { return 0 };
+        let class = word * 64 + 63 - self.map[word].leading_zeros() as usize;
+        let tag = match self.tree(class) {
+            None => self.heads[class],
+            Some(tree) => tree.last(),
+        };
+        tag.map_or(0, |tag| tag.size.get())
     }
 
-    /// The segments of a list, last inserted first.
+    /// The tree of a class that has one.
+    #[inline]
+    pub(crate) fn tree(&self, class: usize) -> Option<&Tree<BySize>> {
+        class.checked_sub(EXACT).map(|index| &self.trees[index])
+    }
+
+    /// The segments of a class, the smallest first.
     pub(crate) fn list(&self, class: usize) -> impl Iterator<Item = TagRef> {
-        core::iter::successors(self.heads[class], |tag| tag.link_b.get())
+        self.list_from(class, 0)
+    }
+
+    /// Those of at least this size.
+    pub(crate) fn list_from(&self, class: usize, size: usize) -> impl Iterator<Item = TagRef> {
+        let tree = self.tree(class);
+        let first = match tree {
+            None => self.heads[class].filter(|tag| tag.size.get() >= size),
+            Some(tree) => size.checked_sub(1).map_or_else(|| tree.first(), |below| tree.above(below)),
+        };
+        core::iter::successors(first, move |tag| match tree {
+            None => tag.link_b.get(),
+            Some(tree) => tag.link_c.get().or_else(|| tree.above(tag.size.get())),
+        })
     }
 
     pub(crate) fn is_marked(&self, class: usize) -> bool {
@@ -114,41 +155,94 @@ impl FreeLists {
     #[inline]
     pub(crate) fn insert(&mut self, tag: TagRef) {
         let class = self.class_of(tag.size.get());
-        let head = self.heads[class];
-        tag.link_a.set(None);
-        tag.link_b.set(head);
-        if let Some(head) = head {
-            head.link_a.set(Some(tag));
+        match class.checked_sub(EXACT) {
+            None => {
+                let head = self.heads[class];
+                tag.link_a.set(None);
+                tag.link_b.set(head);
+                if let Some(head) = head {
+                    head.link_a.set(Some(tag));
+                }
+                self.heads[class] = Some(tag);
+            }
+            Some(index) => Self::insert_sized(&self.trees[index], tag),
         }
-        self.heads[class] = Some(tag);
         self.map[class / 64] |= 1 << (class % 64);
         self.count += 1;
+    }
+
+    fn insert_sized(tree: &Tree<BySize>, tag: TagRef) {
+        let same = tree.at(tag.size.get());
+        tag.is_chained.set(same.is_some());
+        match same {
+            None => {
+                tag.link_c.set(None);
+                tree.insert(tag);
+            }
+            Some(node) => {
+                let after = node.link_c.replace(Some(tag));
+                tag.link_a.set(Some(node));
+                tag.link_c.set(after);
+                if let Some(after) = after {
+                    after.link_a.set(Some(tag));
+                }
+            }
+        }
     }
 
     #[inline]
     pub(crate) fn remove(&mut self, tag: TagRef) {
         let class = self.class_of(tag.size.get());
-        let (before, after) = (tag.link_a.get(), tag.link_b.get());
-        if let Some(after) = after {
-            after.link_a.set(before);
-        }
-        match before {
-            Some(before) => before.link_b.set(after),
+        let is_empty = match class.checked_sub(EXACT) {
             None => {
-                self.heads[class] = after;
-                if after.is_none() {
-                    self.map[class / 64] &= !(1 << (class % 64));
+                let (before, after) = (tag.link_a.get(), tag.link_b.get());
+                if let Some(after) = after {
+                    after.link_a.set(before);
                 }
+                match before {
+                    Some(before) => before.link_b.set(after),
+                    None => self.heads[class] = after,
+                }
+                self.heads[class].is_none()
             }
+            Some(index) => {
+                Self::remove_sized(&self.trees[index], tag);
+                self.trees[index].root().is_none()
+            }
+        };
+        if is_empty {
+            self.map[class / 64] &= !(1 << (class % 64));
         }
         self.count -= 1;
     }
 
-    /// Gives a free segment another range. Within one class it keeps its place, which is what happens mostly when
+    fn remove_sized(tree: &Tree<BySize>, tag: TagRef) {
+        let after = tag.link_c.get();
+        if tag.is_chained.get() {
+            if let Some(before) = tag.link_a.get() {
+                before.link_c.set(after);
+            }
+            if let Some(after) = after {
+                after.link_a.set(tag.link_a.get());
+            }
+            return;
+        }
+        match after {
+            None => tree.remove(tag),
+            Some(heir) => {
+                tree.replace(tag, heir);
+                heir.is_chained.set(false);
+            }
+        }
+    }
+
+    /// Gives a free segment another range. Alone in its class it keeps its place, which is what happens mostly when
     /// small pieces are cut from a large segment.
     #[inline]
     pub(crate) fn resize(&mut self, tag: TagRef, base: usize, size: usize) {
-        let stays = self.class_of(tag.size.get()) == self.class_of(size);
+        let before = tag.size.get();
+        let class = self.class_of(before);
+        let stays = before == size || class == self.class_of(size) && self.is_alone(class, tag);
         if !stays {
             self.remove(tag);
         }
@@ -157,6 +251,13 @@ impl FreeLists {
         if !stays {
             self.insert(tag);
         }
+    }
+
+    /// Whether a segment is the only one of its class, which has a tree.
+    #[inline]
+    fn is_alone(&self, class: usize, tag: TagRef) -> bool {
+        let alone = |tree: &Tree<BySize>| tree.root() == Some(tag) && tree.is_leaf(tag) && tag.link_c.get().is_none();
+        self.tree(class).is_some_and(alone)
     }
 }
 

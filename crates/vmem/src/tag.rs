@@ -84,10 +84,15 @@ pub struct Tag {
     /// free tags `next` is the pool's link.
     pub(crate) prev: Link,
     pub(crate) next: Link,
-    /// By kind: free list (previous, next), hash chain (unused, next), span tree (left, right). No tag is in two of them.
+    /// By kind: free list (previous, next), tree of sizes or of spans (left, right), chain of one size (previous, unused), hash chain (unused,
+    /// next). No tag is in two of them.
     pub(crate) link_a: Link,
     pub(crate) link_b: Link,
+    /// Of a free segment in a tree of sizes, and in the chain behind it: the next of its size.
+    pub(crate) link_c: Link,
     pub(crate) kind: Cell<Kind>,
+    /// Of a free segment of a class with a tree: in a chain, rather than in the tree itself.
+    pub(crate) is_chained: Cell<bool>,
 }
 const _: () = assert!(size_of::<Tag>() == 64, "a tag is a cache line");
 const _: () = assert!(size_of::<Link>() == size_of::<usize>(), "a link is a pointer");
@@ -101,7 +106,9 @@ impl Tag {
             next: Cell::new(None),
             link_a: Cell::new(None),
             link_b: Cell::new(None),
+            link_c: Cell::new(None),
             kind: Cell::new(Kind::Spare),
+            is_chained: Cell::new(false),
         }
     }
 

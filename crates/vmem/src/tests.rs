@@ -468,3 +468,65 @@ fn spans_are_found_in_any_order_of_coming_and_going() {
     }
     assert_eq!(picture(&arena), "-");
 }
+
+/// Best fit among segments beyond the sizes that have a list of their own: against a search of all, with few sizes, so that many are the same.
+#[test]
+fn best_fit_is_the_smallest_that_serves_also_among_many_of_like_size() {
+    let mut tags = Box::new([const { core::mem::MaybeUninit::<Tag>::uninit() }; 1200]);
+    let mut arena = RawArena::new("like", 1);
+    // SAFETY: the tags outlive the arena, and nothing else uses them.
+    unsafe { arena.donate_tags(NonNull::from(&mut *tags).cast(), 1200) };
+    arena.add(0, 40_000).unwrap();
+    let mut seed = 9u64;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let mut live = Vec::new();
+    let steps = if cfg!(miri) { 300 } else { 6000 };
+    for step in 0..steps {
+        if random(100) < 53 || live.is_empty() {
+            let size = [33, 40, 41, 64, 65, 127, 128, 300][random(8)];
+            let mut smallest = None;
+            let mut free_sizes = Vec::new();
+            arena.walk_free(|segment| {
+                free_sizes.push(segment.size);
+                if segment.size >= size && smallest.is_none_or(|least| segment.size < least) {
+                    smallest = Some(segment.size);
+                }
+            });
+            assert!(free_sizes.is_sorted());
+            assert_eq!(arena.max_free(), free_sizes.last().copied().unwrap_or(0));
+            let fit = if step % 3 == 0 { Fit::Instant } else { Fit::Best };
+            let before = arena.counts().free;
+            match (arena.alloc(size, fit), smallest) {
+                (Ok(addr), Some(least)) => {
+                    live.push((addr, size));
+                    if fit == Fit::Best {
+                        // What is left of it stays, or it is gone as a whole.
+                        let mut after = Vec::new();
+                        arena.walk_free(|segment| after.push(segment.size));
+                        let mut expected = free_sizes.clone();
+                        expected.remove(expected.iter().position(|&size| size == least).unwrap());
+                        if least > size {
+                            expected.push(least - size);
+                        }
+                        expected.sort_unstable();
+                        assert_eq!(after, expected, "{size} of {least}");
+                    }
+                }
+                (Err(Error::NoSpace), None) => assert_eq!(arena.counts().free, before),
+                (got, smallest) => panic!("{size}: {got:?}, and the smallest is {smallest:?}"),
+            }
+        } else {
+            let (addr, size) = live.swap_remove(random(live.len()));
+            arena.free(addr, size).unwrap();
+        }
+        arena.validate().unwrap();
+    }
+    for (addr, size) in live {
+        arena.free(addr, size).unwrap();
+    }
+    arena.validate().unwrap();
+    assert_eq!(arena.max_free(), 40_000);
+}

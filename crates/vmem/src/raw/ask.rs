@@ -2,8 +2,8 @@
 
 use super::{Counts, RawArena, Size};
 use crate::lists::FreeLists;
-use crate::spans::Spans;
 use crate::tag::{Segment, SegmentKind};
+use crate::tree::Spans;
 
 impl RawArena {
     /// Exact sums. [`Size::MaxFree`] walks the list of the largest free segments, the others take constant time.
@@ -21,8 +21,7 @@ impl RawArena {
     /// The size of the largest free segment, 0 without one.
     #[must_use]
     pub fn max_free(&self) -> usize {
-        let class = self.lists.last();
-        class.and_then(|class| self.lists.list(class).map(|tag| tag.size.get()).max()).unwrap_or(0)
+        self.lists.largest()
     }
 
     /// What `size` is rounded up to; `None` if that is no number.
@@ -80,7 +79,7 @@ impl RawArena {
         self.segments().for_each(f);
     }
 
-    /// Calls `f` with every free segment: by size class, the smallest first, in no particular order within one.
+    /// Calls `f` with every free segment: the smallest first.
     pub fn walk_free(&self, mut f: impl FnMut(Segment)) {
         for class in self.candidate_lists(self.quantum) {
             self.lists.list(class).for_each(|tag| f(tag.segment()));

@@ -3,11 +3,15 @@
 
 use super::RawArena;
 use crate::fit::Shape;
-use crate::lists::FreeLists;
 use crate::tag::TagRef;
 
 impl RawArena {
-    /// The free segments that are big enough for a size, and some that aren't: list by list, small ones first.
+    /// The free segments that are big enough for a size, the smallest first.
+    fn candidates(&self, size: usize) -> impl Iterator<Item = TagRef> {
+        self.candidate_lists(size).flat_map(move |class| self.lists.list_from(class, size))
+    }
+
+    /// The classes that have free segments of a size, or of a greater one.
     pub(super) fn candidate_lists(&self, size: usize) -> impl Iterator<Item = usize> {
         let mut class = self.lists.class_of(size);
         core::iter::from_fn(move || {
@@ -26,33 +30,16 @@ impl RawArena {
                 return Some((tag, addr));
             }
         }
-        self.candidate_lists(shape.size)
-            .flat_map(|class| self.lists.list(class))
-            .find_map(|tag| Some((tag, shape.place(tag.base.get(), tag.last())?)))
+        self.find_best(shape)
     }
 
     pub(super) fn find_best(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        self.candidate_lists(shape.size).find_map(|class| {
-            let mut best: Option<(TagRef, usize)> = None;
-            for tag in self.lists.list(class) {
-                if best.is_some_and(|(best, _)| best.size.get() <= tag.size.get()) {
-                    continue;
-                }
-                if let Some(addr) = shape.place(tag.base.get(), tag.last()) {
-                    best = Some((tag, addr));
-                    // No smaller one can come.
-                    if tag.size.get() == shape.size || FreeLists::is_exact(class) {
-                        break;
-                    }
-                }
-            }
-            best
-        })
+        // In ascending order of size: the first that serves is the smallest.
+        self.candidates(shape.size).find_map(|tag| Some((tag, shape.place(tag.base.get(), tag.last())?)))
     }
 
     pub(super) fn find_first(&self, shape: &Shape) -> Option<(TagRef, usize)> {
-        self.candidate_lists(shape.size)
-            .flat_map(|class| self.lists.list(class))
+        self.candidates(shape.size)
             .filter_map(|tag| Some((tag, shape.place(tag.base.get(), tag.last())?)))
             .min_by_key(|&(_, addr)| addr)
     }

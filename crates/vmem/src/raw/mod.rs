@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::fit::{Fit, Request, Shape, round_up};
 use crate::hash::{Bucket, HASH_INLINE, Hash};
 use crate::lists::{FreeLists, LISTS};
-use crate::spans::Spans;
 use crate::tag::{Kind, Tag, TagRef};
+use crate::tree::Spans;
 use core::ptr::NonNull;
 
 /// What [`RawArena::size`] counts.
