@@ -421,7 +421,7 @@ pub struct ZoneRecord {
     /// By domain; what there is beyond the last counts there.
     pub by_domain: [ZoneDomain; ZONE_DOMAINS],
 }
-const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 576);
+const _: () = assert!(core::mem::size_of::<ZoneRecord>() == 512);
 
 /// Domains that a zone's record tells apart.
 pub const ZONE_DOMAINS: usize = 4;
@@ -446,9 +446,9 @@ pub struct ZoneDomain {
     /// Fewest items in the depot since there were most.
     pub batch_least: AtomicU64,
     /// How many were never needed, over a long time, and for how many looks at the zone that was more than none.
-    pub long_least: AtomicU64,
+    pub long_least: AtomicU32,
     /// See [`ZoneDomain::long_least`].
-    pub idle_periods: AtomicU64,
+    pub idle_periods: AtomicU32,
 }
 
 /// Counters of one zone in one slot, as of the slot's last exchange of a bucket (the live ones are in

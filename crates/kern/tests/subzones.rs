@@ -137,6 +137,27 @@ fn misuse_is_reported_with_the_type() {
     });
 }
 
+/// A block that fits moves all the same when a type of another zone takes it over, and keeps its alignment to the page.
+#[test]
+fn a_block_that_changes_its_type_changes_its_zone() {
+    with_zones(1, |world, malloc| {
+        let (one, two) = (new_type("one"), new_type("two"));
+        malloc.attach(one).unwrap();
+        malloc.attach(two).unwrap();
+        let mut kept = Vec::new();
+        for bytes in [100, 100, 4548, 4548, 4548, 4548] {
+            let block = malloc.malloc(one, bytes, NoWait, Flags::NONE).unwrap().as_ptr();
+            // SAFETY: a block of the test.
+            let moved = unsafe { malloc.realloc(two, block, bytes, FlagWord(1)) }.unwrap().as_ptr() as usize;
+            assert_ne!(zone_of(world, moved), one.id().unwrap().index() % ZONES);
+            assert!(bytes < PAGE || moved.is_multiple_of(PAGE));
+            assert_eq!(world.totals(one.id().unwrap()).in_use(), 0);
+            kept.push(moved);
+        }
+        kept.into_iter().for_each(|block| free(malloc, block));
+    });
+}
+
 #[test]
 fn what_is_there_when_it_is_set_stays_and_is_freed_as_ever() {
     let world = World::boot(config(2, 1));

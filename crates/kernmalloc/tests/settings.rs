@@ -136,6 +136,9 @@ fn a_zones_limit_is_set_from_outside_and_its_figures_are_read() {
         ("keg.domain.0.free_items", zone.stats().slab_free as u64),
         ("domain.0.nitems", zone.stats().depot as u64),
         ("domain.0.wss", zone.stats().working_set as u64),
+        ("domain.0.bimin", zone.stats().depot as u64),
+        ("domain.0.limin", 0),
+        ("domain.0.timin", 0),
     ] {
         assert_eq!(value(&format!("vm.uma.told_zone.{name}")), expected, "{name}");
     }

@@ -565,6 +565,7 @@ fn read_domains(map: &Map, zone_at: u64, slabs: u64) -> Result<Vec<ZoneDomain>> 
     let read = |domain: usize| {
         let base = offset_of!(ZoneRecord, by_domain) + domain * size_of::<abi::ZoneDomain>();
         let word = |offset: usize| field(base + offset);
+        let half = |offset: usize| map.u32(what, zone_at + (base + offset) as u64).map(u64::from);
         Ok(ZoneDomain {
             depot: word(offset_of!(abi::ZoneDomain, depot))?,
             most: word(offset_of!(abi::ZoneDomain, most))?,
@@ -574,8 +575,8 @@ fn read_domains(map: &Map, zone_at: u64, slabs: u64) -> Result<Vec<ZoneDomain>> 
             free_items: word(offset_of!(abi::ZoneDomain, free_items))?,
             free_slabs: word(offset_of!(abi::ZoneDomain, free_slabs))?,
             batch_least: word(offset_of!(abi::ZoneDomain, batch_least))?,
-            long_least: word(offset_of!(abi::ZoneDomain, long_least))?,
-            idle_periods: word(offset_of!(abi::ZoneDomain, idle_periods))?,
+            long_least: half(offset_of!(abi::ZoneDomain, long_least))?,
+            idle_periods: half(offset_of!(abi::ZoneDomain, idle_periods))?,
         })
     };
     (0..(count as usize).min(abi::ZONE_DOMAINS)).map(read).collect()

@@ -168,10 +168,11 @@ impl<P: Platform> RawZone<'_, P> {
             (&here.least, set.least),
             (&here.batch_least, set.batch_least),
             (&here.working_set, set.estimate),
-            (&here.long_least, set.long_least),
-            (&here.idle_periods, set.idle_periods),
         ] {
             counter.store(value as u64, Ordering::Relaxed);
+        }
+        for (counter, value) in [(&here.long_least, set.long_least), (&here.idle_periods, set.idle_periods)] {
+            counter.store(u32::try_from(value).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
         result
     }
