@@ -63,6 +63,10 @@ typedef void vmem_reclaim_t(vmem_t *, int);
 #define vmem_xalloc		kernmalloc_vmem_xalloc
 #define vmem_xfree		kernmalloc_vmem_xfree
 
+/*
+ * Sizes up to qcache_max (rounded down to the quantum, 16 quanta at most) are cached by CPU: what vmem_alloc gave of them is for vmem_free,
+ * which does not know then whether it is allocated.
+ */
 vmem_t *kernmalloc_vmem_create(const char *, vmem_addr_t, vmem_size_t, vmem_size_t, vmem_size_t, int);
 int vmem_add(vmem_t *, vmem_addr_t, vmem_size_t, int);
 int vmem_alloc(vmem_t *, vmem_size_t, int, vmem_addr_t *);

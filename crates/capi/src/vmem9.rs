@@ -9,8 +9,9 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use kern::malloc::{Flags as MallocFlags, NoWait, WaitOk};
+use kern::zone::QuantumZones;
 use platform::{Lock, Platform, RawLock as _};
-use vmem::{Arena, Bucket, Channel, Error, Fit, Request, Size, Source, System, Tag, TagSource, Wait};
+use vmem::{Arena, Bucket, Channel, Error, Fit, QCACHE_MAX, Request, Size, Source, System, Tag, TagSource, Wait};
 
 use crate::types::{M_HANDLES, M_TAGS};
 use crate::{Host, refuse, text_of};
@@ -114,6 +115,10 @@ pub struct Vmem<H: Host> {
     /// `None` only while [`kernmalloc_vmem_set_import`] is at work.
     arena: Option<Arena<'static, Port<H>>>,
     source: Option<CSource>,
+    /// Of small ranges.
+    caches: QuantumZones<H::P, Port<H>>,
+    /// Largest size that they serve; 0 without.
+    cache_max: usize,
     /// A [`ReclaimFn`], or null.
     reclaim: AtomicPtr<c_void>,
     /// Block of the closure that calls it, or null.
@@ -197,7 +202,8 @@ impl<H: Host> Arenas<H> {
         unsafe { self.first.raw().unlock() };
     }
 
-    /// For the child of a fork: threads that sleep in its parent do not exist here.
+    /// For the child of a fork: threads that sleep in its parent do not exist here. What others had in hand just then is lost to the child: ranges that
+    /// they had allocated, and in arenas with caches the bucket that one of them was moving.
     ///
     /// # Safety
     /// 1. Between [`freeze`](Self::freeze) and [`thaw`](Self::thaw), in a process with one thread.
@@ -246,7 +252,8 @@ fn errno_of<T>(result: Result<T, Error>) -> c_int {
 }
 
 /// vmem_create(9): an arena in units of `quantum`, with the span `[base, base + size)` unless `size` is 0. Null, and why on standard
-/// error, where there can be none. `_qcache_max` is a hint without effect. *May sleep* with `M_WAITOK`.
+/// error, where there can be none. Sizes up to `qcache_max`, rounded down to the quantum and at most 16 of them, are cached by CPU. *May sleep* with
+/// `M_WAITOK`.
 ///
 /// # Safety
 /// 1. `name` ends with a NUL.
@@ -255,7 +262,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
     base: usize,
     size: usize,
     quantum: usize,
-    _qcache_max: usize,
+    qcache_max: usize,
     flags: c_int,
 ) -> *mut Vmem<H> {
     // SAFETY: 1.
@@ -280,14 +287,21 @@ pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
         record.write(Vmem {
             arena: None,
             source: None,
+            caches: QuantumZones::new(H::malloc().system()),
+            cache_max: (qcache_max / quantum).min(QCACHE_MAX) * quantum,
             reclaim: AtomicPtr::new(null_mut()),
             closure: null_mut(),
             name: kept,
             next: null_mut(),
         });
-        let vm = &mut *record.as_ptr();
-        let name = core::slice::from_raw_parts((&raw const vm.name).cast::<u8>(), len);
-        vm.arena = Some(Arena::new(core::str::from_utf8_unchecked(name), quantum, &const { Tags::<H>(PhantomData) }));
+        let vm = record.as_ptr();
+        let name = core::slice::from_raw_parts((&raw const (*vm).name).cast::<u8>(), len);
+        let arena = Arena::new(core::str::from_utf8_unchecked(name), quantum, &const { Tags::<H>(PhantomData) });
+        (*vm).arena = Some(match (*vm).cache_max {
+            0 => arena,
+            max => arena.with_quantum_cache(&(*vm).caches, max),
+        });
+        attach(vm);
         vm
     };
     H::arenas().add(vm);
@@ -302,12 +316,28 @@ pub unsafe extern "C" fn kernmalloc_vmem_create<H: Host>(
     }
     vm
 }
+/// Has the arena's caches serve it. Where there is no memory for one, the arena serves those sizes itself.
+///
+/// # Safety
+/// 1. `vm` lives, and nobody uses it meanwhile.
+unsafe fn attach<H: Host>(vm: *mut Vmem<H>) {
+    // SAFETY: 1.; arena and caches stay where they are until the caches are detached.
+    unsafe {
+        let (caches, max): (&'static QuantumZones<H::P, Port<H>>, usize) = (&(*vm).caches, (*vm).cache_max);
+        if max != 0 {
+            let _ = caches.attach(arena(vm), max);
+        }
+    }
+}
+
 /// vmem_destroy(9). What is still allocated is said on standard error.
 ///
 /// # Safety
 /// 1. `vm` lives, and nobody uses it any more.
 pub unsafe extern "C" fn kernmalloc_vmem_destroy<H: Host>(vm: *mut Vmem<H>) {
     H::arenas().remove(vm);
+    // SAFETY: 1. The arena serves what is left by itself.
+    unsafe { (*vm).caches.detach() };
     // SAFETY: 1.
     let (arena, name, closure) = unsafe { ((*vm).arena.take(), (*vm).name, (*vm).closure) };
     if let Some(Err(leak)) = arena.map(Arena::destroy) {
@@ -350,6 +380,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import<H: Host>(
     let _list = H::arenas().first.lock();
     // SAFETY: 2.; the source stays where it is for as long as the arena.
     unsafe {
+        (*vm).caches.detach();
         let Some(arena) = (*vm).arena.take() else { return };
         if !import_quantum.is_power_of_two() || import_quantum < arena.quantum() {
             panic!("vmem_set_import: {import_quantum} is no power of two of quanta of {}", arena.quantum());
@@ -357,6 +388,7 @@ pub unsafe extern "C" fn kernmalloc_vmem_set_import<H: Host>(
         (*vm).source = Some(CSource { import, release, arg });
         let source: &'static CSource = (*vm).source.as_ref().unwrap_unchecked();
         (*vm).arena = Some(arena.with_import(source, import_quantum));
+        attach(vm);
     }
 }
 

@@ -17,6 +17,7 @@
 #define SIZE 4
 
 static vmem_t *full, *busy;
+static char seen[1000];
 static atomic_int tid[SLEEPERS], stop;
 
 #define CHECK(what) do { \
@@ -80,12 +81,37 @@ child(vmem_addr_t held)
 	CHECK(vmem_alloc(full, SIZE, VM_NOSLEEP | VM_INSTANTFIT, &other) != 0);
 	CHECK(vmem_alloc(busy, 3, VM_SLEEP | VM_INSTANTFIT, &other) == 0);
 	vmem_free(busy, other, 3);
-	own = vmem_create("child", 0, 100, 1, 0, VM_SLEEP);
-	CHECK(own != NULL && vmem_alloc(own, 100, VM_SLEEP | VM_INSTANTFIT, &addr) == 0);
+	own = vmem_create("child", 0, 100, 1, 1000, VM_SLEEP);
+	CHECK(own != NULL && vmem_alloc(own, 16, VM_SLEEP | VM_INSTANTFIT, &addr) == 0);
+	vmem_free(own, addr, 16);
+	/* What was freed is cached, and found by who needs it. */
+	CHECK(vmem_alloc(own, 100, VM_SLEEP | VM_INSTANTFIT, &addr) == 0);
 	vmem_free(own, addr, 100);
 	vmem_destroy(own);
 	vmem_free(full, held, SIZE);
 	_exit(0);
+}
+
+/* Small ranges come from a cache: as many as there are, all different, and all of them can be had as one. */
+static void
+cached(void)
+{
+	vmem_t *ids = vmem_create("ids", 0, 1000, 1, 8, VM_SLEEP);
+	vmem_addr_t addr;
+	int n;
+
+	CHECK(ids != NULL);
+	for (n = 0; n < 1000; n++) {
+		CHECK(vmem_alloc(ids, 1, VM_NOSLEEP | VM_INSTANTFIT, &addr) == 0);
+		CHECK(addr < 1000 && !seen[addr]++);
+	}
+	CHECK(vmem_alloc(ids, 1, VM_NOSLEEP | VM_INSTANTFIT, &addr) != 0 && vmem_size(ids, VMEM_FREE) == 0);
+	for (n = 0; n < 1000; n++)
+		vmem_free(ids, (vmem_addr_t)n, 1);
+	CHECK(vmem_size(ids, VMEM_ALLOC) != 0);
+	CHECK(vmem_alloc(ids, 1000, VM_NOSLEEP | VM_INSTANTFIT, &addr) == 0);
+	vmem_free(ids, addr, 1000);
+	vmem_destroy(ids);
 }
 
 int
@@ -125,6 +151,7 @@ main(void)
 	CHECK(vmem_size(full, VMEM_FREE) == SIZE && vmem_size(busy, VMEM_ALLOC) == 0);
 	vmem_destroy(full);
 	vmem_destroy(busy);
+	cached();
 	printf("%d children\n", FORKS);
 	return 0;
 }

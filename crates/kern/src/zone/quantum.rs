@@ -50,7 +50,7 @@ impl<P: Platform, S: vmem::System> QuantumZones<P, S> {
         }
     }
 
-    /// Makes the zones, one for each multiple of the arena's quantum up to `max` bytes, called `NAME-BYTES`. Nothing on a second call. Never
+    /// Makes the zones, one for each multiple of the arena's quantum up to `max` bytes, called `NAME-BYTES`. Nothing on a second call, unless they were [detached](Self::detach). Never
     /// sleeps.
     ///
     /// # Errors
@@ -77,6 +77,24 @@ impl<P: Platform, S: vmem::System> QuantumZones<P, S> {
             line.zone.store(core::ptr::from_ref(zone.core).cast_mut(), Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Ends the caches: what they keep goes back to the arena, and their zones are unmade. They may be attached again.
+    ///
+    /// # Safety
+    /// 1. No call on the arena is under way. What it gave by way of the caches is not freed any more, or is so only after they were attached again.
+    pub unsafe fn detach(&self) {
+        for line in &self.lines {
+            let core = line.zone.swap(null_mut(), Ordering::AcqRel);
+            // SAFETY: null, or the zone's record, which is never given back.
+            if let Some(core) = unsafe { core.as_ref() } {
+                // SAFETY: 1.: nobody else uses a zone of ours. It has no secondary zones.
+                let _ = unsafe { RawZone { system: self.system, core }.destroy() };
+            }
+            // SAFETY: 1.; there is no zone any more that reads it.
+            unsafe { *line.arena.get() = None };
+        }
+        self.arena.store(null_mut(), Ordering::Release);
     }
 
     fn zone(&self, quanta: usize) -> Option<RawZone<'static, P>> {
