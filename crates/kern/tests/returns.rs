@@ -167,3 +167,49 @@ fn a_depot_grows_to_the_working_set_and_shrinks_with_it() {
         world.system.validate().unwrap();
     });
 }
+
+/// A table that is mostly never written costs what is written of it; what was used before is zero all the same.
+#[test]
+fn zeroed_pages_are_written_only_where_they_were_used() {
+    const BYTES: usize = 256 * 1024;
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let zeroed = |bytes: usize| world.system.alloc_zeroed(bytes, world.types[1]);
+        let used = zeroed(BYTES);
+        // SAFETY: 1. it was just allocated.
+        unsafe { world.system.free(used, 1) };
+        // Behind it are pages that the allocator knows to be zero; a mark there shows whether it writes them.
+        let heap_end = world.machine.heap_base() + world.machine.heap_used();
+        let pages = || (0..(heap_end - used as usize) / PAGE).map(|page| used.wrapping_add(page * PAGE));
+        assert!(pages().len() > 2 * BYTES / PAGE);
+        // SAFETY: free pages of the machine's heap.
+        pages().for_each(|page| unsafe { *page = 0x77 });
+        let block = zeroed(2 * BYTES);
+        assert_eq!(block, used);
+        let marked = |range: core::ops::Range<usize>| {
+            // SAFETY: as above.
+            pages().take(range.end).skip(range.start).filter(|&page| unsafe { *page } == 0x77).count()
+        };
+        let (dirty, all) = (BYTES / PAGE, 2 * BYTES / PAGE);
+        assert_eq!((marked(0..dirty), marked(dirty..all)), (0, all - dirty));
+    });
+}
+
+/// Runs that are freed again and again come from a cache, where nothing is known of their pages.
+#[test]
+fn zeroed_runs_of_a_cache_are_zero() {
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        for turn in 0..40 {
+            let bytes = 100_000 - turn;
+            let block = world.system.alloc_zeroed(bytes, world.types[1]);
+            // SAFETY: our block, every byte of which is initialised.
+            let contents = unsafe { core::slice::from_raw_parts_mut(block, bytes) };
+            assert_eq!(contents.iter().position(|&byte| byte != 0), None, "turn {turn}");
+            contents.fill(0xa5);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        assert_eq!(world.system.account().large_bytes, 98_304 + 16_384, "the last lies in the cache of its class");
+    });
+}

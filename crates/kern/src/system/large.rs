@@ -1,5 +1,7 @@
 //! Blocks larger than every slab class: runs of pages.
 
+use core::ptr::NonNull;
+
 use abi::{CacheEntry, Ordering, page};
 use platform::Platform;
 
@@ -50,19 +52,32 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`, which is left.
     #[inline(always)]
     unsafe fn alloc_run_in(&self, slot: *mut Slot, class: usize, requested: usize, id: TypeId) -> *mut u8 {
+        // SAFETY: 1.
+        match unsafe { self.pop_run(slot, class, requested, id) } {
+            Some(run) => run.as_ptr(),
+            None => self.alloc_pages_sized(class_bytes(class), requested, Self::PAGE, id),
+        }
+    }
+
+    /// A run of the slot's cache, if it has one of this class.
+    ///
+    /// # Safety
+    /// 1. The caller holds `slot`, which is left.
+    #[inline(always)]
+    unsafe fn pop_run(&self, slot: *mut Slot, class: usize, requested: usize, id: TypeId) -> Option<NonNull<u8>> {
         let bytes = class_bytes(class);
         // SAFETY: 1. A cache that has items is in a slot that has its lines.
         unsafe {
             let cache = (*slot).cache(class);
             let Some(CacheEntry { item: addr, .. }) = cache.pop() else {
                 Self::leave(slot);
-                return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
+                return None;
             };
             cache.allocs += 1;
             Stats::count_alloc((*slot).row, id, bytes, requested, size_mask(class));
             Self::leave(slot);
             self.set_word(addr, page::run(page::LARGE, bytes >> P::PAGE_SHIFT, id.tag()));
-            addr as *mut u8
+            NonNull::new(addr as *mut u8)
         }
     }
 
@@ -96,7 +111,7 @@ impl<P: Platform> System<P> {
             let before = pages.counts().out;
             let run = pages.alloc(&self.meta, served, align);
             self.check_soft_limit(before, pages.counts().out);
-            if let Some(run) = run {
+            if let Some(run) = &run {
                 pages.set_run(run.addr, served, id.tag());
             }
             self.publish_pages(&pages);
@@ -120,14 +135,27 @@ impl<P: Platform> System<P> {
         run
     }
 
-    /// Large and zero: pages known to be zero are not written.
-    pub(super) fn alloc_pages_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
-        let served = requested.next_multiple_of(Self::PAGE);
-        let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
-        if run.dirty {
-            // SAFETY: a fresh run of that size.
-            unsafe { core::ptr::write_bytes(run.addr as *mut u8, 0, requested) };
+    /// Larger than every slab class, and zero: pages known to be zero are not written, so that what the program does not write
+    /// either costs no memory.
+    pub(super) fn alloc_large_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
+        let mut served = requested.next_multiple_of(Self::PAGE);
+        if requested <= RUN_MAX_BYTES {
+            let class = class_of(requested);
+            served = class_bytes(class);
+            let slot = self.enter();
+            // SAFETY: 1. just taken.
+            if !slot.is_null()
+                && let Some(run) = unsafe { self.pop_run(slot, class, requested, id) }
+            {
+                // SAFETY: a run of at least that size, the caller's.
+                unsafe { core::ptr::write_bytes(run.as_ptr(), 0, requested) };
+                return run.as_ptr();
+            }
         }
+        let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
+        let dirty = run.dirty.start.min(requested)..run.dirty.end.min(requested);
+        // SAFETY: inside a fresh run of at least `requested`.
+        unsafe { core::ptr::write_bytes((run.addr as *mut u8).add(dirty.start), 0, dirty.len()) };
         run.addr as *mut u8
     }
 
