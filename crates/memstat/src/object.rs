@@ -702,16 +702,16 @@ mod tests {
             assert!(found.contains(expected), "{found}");
         };
         check(0, 0x1234, "not a statistics object: offset 0 holds 0x0000000000001234");
-        check(at!(version), 9, "layout version 9; this reader knows version 2");
+        check(at!(version), 9, "layout version 9; this reader knows version 3");
         let used = at!(types) + offset_of!(Section, used) as u64;
-        check(used, 65, "(layout version 2): table of types at offset");
+        check(used, 65, "(layout version 3): table of types at offset");
         check(
             at!(types),
             1 << 40,
-            "truncated statistics object (layout version 2): table of types at offset 1099511627776",
+            "truncated statistics object (layout version 3): table of types at offset 1099511627776",
         );
         let stride = at!(type_lines) + offset_of!(Section, stride) as u64;
-        check(stride, 64, "malformed statistics object (layout version 2): type lines at offset");
+        check(stride, 64, "malformed statistics object (layout version 3): type lines at offset");
         assert_eq!(error(&good.bytes()[..100]).find("truncated"), Some(0));
         assert_eq!(error(&good.bytes()[..good.bytes().len() - 4096 * 2]).find("truncated"), Some(0));
         assert_eq!(error(&[]).find("truncated"), Some(0));

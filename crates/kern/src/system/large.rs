@@ -1,12 +1,10 @@
 //! Blocks larger than every slab class: runs of pages.
 
-use core::ptr::NonNull;
-
 use abi::{CacheEntry, Ordering, page};
 use platform::Platform;
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
-use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of, run_class};
+use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of_run, run_bytes, run_class};
 use crate::page::Run;
 use crate::slab::{TAG_FREE, size_mask};
 use crate::slot::Slot;
@@ -21,7 +19,7 @@ impl<P: Platform> System<P> {
     #[inline(never)]
     pub(super) fn alloc_large(&self, bytes: usize, id: TypeId) -> *mut u8 {
         if bytes <= RUN_MAX_BYTES {
-            return self.alloc_run(class_of(bytes), bytes, id);
+            return self.alloc_run(class_of_run(bytes), bytes, id);
         }
         self.alloc_pages(bytes, Self::PAGE, id)
     }
@@ -52,32 +50,19 @@ impl<P: Platform> System<P> {
     /// 1. The caller holds `slot`, which is left.
     #[inline(always)]
     unsafe fn alloc_run_in(&self, slot: *mut Slot, class: usize, requested: usize, id: TypeId) -> *mut u8 {
-        // SAFETY: 1.
-        match unsafe { self.pop_run(slot, class, requested, id) } {
-            Some(run) => run.as_ptr(),
-            None => self.alloc_pages_sized(class_bytes(class), requested, Self::PAGE, id),
-        }
-    }
-
-    /// A run of the slot's cache, if it has one of this class.
-    ///
-    /// # Safety
-    /// 1. The caller holds `slot`, which is left.
-    #[inline(always)]
-    unsafe fn pop_run(&self, slot: *mut Slot, class: usize, requested: usize, id: TypeId) -> Option<NonNull<u8>> {
         let bytes = class_bytes(class);
         // SAFETY: 1. A cache that has items is in a slot that has its lines.
         unsafe {
             let cache = (*slot).cache(class);
             let Some(CacheEntry { item: addr, .. }) = cache.pop() else {
                 Self::leave(slot);
-                return None;
+                return self.alloc_pages_sized(bytes, requested, Self::PAGE, id);
             };
             cache.allocs += 1;
             Stats::count_alloc((*slot).row, id, bytes, requested, size_mask(class));
             Self::leave(slot);
             self.set_word(addr, page::run(page::LARGE, bytes >> P::PAGE_SHIFT, id.tag()));
-            NonNull::new(addr as *mut u8)
+            addr as *mut u8
         }
     }
 
@@ -93,9 +78,10 @@ impl<P: Platform> System<P> {
             self.fail(id);
             return core::ptr::null_mut();
         }
-        self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id)
+        self.alloc_pages_sized(run_bytes(requested, Self::PAGE), requested, align, id)
     }
 
+    #[inline(never)]
     pub(super) fn alloc_pages_sized(&self, served: usize, requested: usize, align: usize, id: TypeId) -> *mut u8 {
         self.take_run(served, requested, align, id).map_or(core::ptr::null_mut(), |run| run.addr as *mut u8)
     }
@@ -137,19 +123,29 @@ impl<P: Platform> System<P> {
 
     /// Larger than every slab class, and zero: pages known to be zero are not written, so that what the program does not write
     /// either costs no memory.
+    #[inline(never)]
     pub(super) fn alloc_large_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
-        let mut served = requested.next_multiple_of(Self::PAGE);
+        if requested > MAX_REQUEST_BYTES {
+            self.fail(id);
+            return core::ptr::null_mut();
+        }
+        let mut served = run_bytes(requested, Self::PAGE);
         if requested <= RUN_MAX_BYTES {
-            let class = class_of(requested);
+            let class = class_of_run(requested);
             served = class_bytes(class);
-            let slot = self.enter();
-            // SAFETY: 1. just taken.
-            if !slot.is_null()
-                && let Some(run) = unsafe { self.pop_run(slot, class, requested, id) }
-            {
-                // SAFETY: a run of at least that size, the caller's.
-                unsafe { core::ptr::write_bytes(run.as_ptr(), 0, requested) };
-                return run.as_ptr();
+            let mut is_cached = false;
+            self.count(|slot, _| {
+                // SAFETY: inside the section of `slot`.
+                is_cached = unsafe { &mut *slot }.cache(class).alloc_count() != 0;
+            });
+            // Nothing is known of the pages of a run that lay in a cache. (Whether it is still there does not matter.)
+            if is_cached {
+                let block = self.alloc_large(requested, id);
+                if !block.is_null() {
+                    // SAFETY: a fresh run of at least that size.
+                    unsafe { core::ptr::write_bytes(block, 0, requested) };
+                }
+                return block;
             }
         }
         let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
@@ -236,14 +232,15 @@ impl<P: Platform> System<P> {
     /// 1. The caller owns the block.
     pub(super) unsafe fn resize_run(&self, info: &BlockInfo, requested: usize, id: TypeId) -> Option<*mut u8> {
         let old = info.bytes;
-        let new = requested.next_multiple_of(Self::PAGE);
         let pages_of = |bytes: usize| (bytes >> P::PAGE_SHIFT) as u64;
-        if new <= old && requested > old / 2 {
+        // [`BlockInfo::stays`], for a run.
+        if requested <= old && requested > old / 2 {
             // Small shrinking keeps the run whole: it may grow again, and its size class stays.
             self.credit(info, old, requested, id);
             self.set_word(info.addr, page::run(page::LARGE, old >> P::PAGE_SHIFT, id.tag()));
             return Some(info.addr as *mut u8);
         }
+        let new = run_bytes(requested, Self::PAGE);
         let mut pages = self.pages.lock();
         if new < old {
             if !pages.shrink_in_place(&self.meta, info.addr, old, new) {
@@ -258,7 +255,7 @@ impl<P: Platform> System<P> {
             return Some(info.addr as *mut u8);
         }
         // Room ahead saves the next growth of a vector a move; untouched pages cost nothing.
-        let ample = new.saturating_add(new / 4).next_multiple_of(Self::PAGE);
+        let ample = run_bytes(new.saturating_add(new / 4), Self::PAGE);
         for target in [ample, new] {
             if pages.grow_in_place(&self.meta, info.addr, old, target) {
                 pages.set_run(info.addr, target, id.tag());
