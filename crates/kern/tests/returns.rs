@@ -213,3 +213,36 @@ fn zeroed_runs_of_a_cache_are_zero() {
         assert_eq!(world.system.account().large_bytes, 98_304 + 16_384, "the last lies in the cache of its class");
     });
 }
+
+/// What lies in a cache for requests of its size is memory for any other before the heap's untouched pages are.
+#[test]
+fn runs_of_a_cache_serve_before_new_pages() {
+    const RUN: usize = 320 * 1024;
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        for _ in 0..10 {
+            let block = world.system.alloc(RUN, world.types[1]);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        assert_eq!(world.system.account().large_bytes, RUN, "the last lies in the cache of its class");
+        let clean = world.system.page_counts().free_clean;
+        let small: Vec<_> = (0..250 * 1024 / 112).map(|_| world.system.alloc(112, world.types[1])).collect();
+        assert_eq!((world.system.account().large_bytes, world.system.page_counts().free_clean), (0, clean));
+        // And runs of another size.
+        small.into_iter().for_each(|block| {
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        });
+        world.system.reclaim();
+        for turn in 0..20 {
+            let block = world.system.alloc([RUN, 100_000][turn / 10], world.types[1]);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        let clean = world.system.page_counts().free_clean;
+        assert!(!world.system.alloc(RUN / 2, world.types[1]).is_null());
+        assert_eq!(world.system.page_counts().free_clean, clean);
+        world.system.validate().unwrap();
+    });
+}

@@ -92,6 +92,7 @@ impl<P: Platform> System<P> {
             return None;
         }
         self.obey();
+        self.use_cached_runs(served);
         let run = {
             let mut pages = self.pages.lock();
             let before = pages.counts().out;
