@@ -25,7 +25,7 @@
 //!
 //! # Version
 //!
-//! [`VERSION`] changes with any change of layout; a reader refuses what it does not know. Sections
+//! [`VERSION`] changes with any change of layout, or of what a size bit stands for; a reader refuses what it does not know. Sections
 //! carry their own offset and stride, so records may grow at their end within one version.
 #![no_std]
 

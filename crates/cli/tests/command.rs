@@ -143,11 +143,11 @@ fn errors_are_one_line_with_a_remedy() {
     assert!(found.starts_with("kernmalloc: not a statistics object: offset 0 holds"), "{found}");
     let whole = fs::read(object(dir.path(), "4242.0", |_| ())).unwrap();
     let found = error_of(&["vmstat", "-m", "-f", &file("cut", &whole[..9000])]);
-    assert!(found.starts_with("kernmalloc: truncated statistics object (layout version 2)"), "{found}");
+    assert!(found.starts_with("kernmalloc: truncated statistics object (layout version 3)"), "{found}");
     let mut other = whole;
     other[8] = 77;
     let found = error_of(&["vmstat", "-m", "-f", &file("other", &other)]);
-    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 2");
+    assert_eq!(found, "kernmalloc: statistics object of layout version 77; this reader knows version 3");
     let found = error_of(&["vmstat", "-m", "-f", "/nonexistent/object"]);
     assert_eq!(found, "kernmalloc: /nonexistent/object: No such file or directory (os error 2)");
 }
