@@ -4,6 +4,7 @@ extern crate kernmalloc_kern as kern;
 
 mod common;
 
+use abi::Ordering;
 use common::{World, config};
 use kern::ZoneView;
 use platform::fake::{Call, PAGE};
@@ -244,5 +245,32 @@ fn runs_of_a_cache_serve_before_new_pages() {
         assert!(!world.system.alloc(RUN / 2, world.types[1]).is_null());
         assert_eq!(world.system.page_counts().free_clean, clean);
         world.system.validate().unwrap();
+    });
+}
+
+/// A depot that is let go because buckets only come says that it is empty.
+#[test]
+fn what_lies_in_a_depot_that_is_let_go_is_counted_once() {
+    const BLOCKS: usize = 100_000;
+    let class = kern::class::class_of(100);
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let blocks: Vec<_> = (0..BLOCKS).map(|_| world.system.alloc(100, world.types[1])).collect();
+        let mut largest = 0;
+        for (n, block) in blocks.into_iter().enumerate() {
+            // SAFETY: 1. each is freed once.
+            unsafe { world.system.free(block, 1) };
+            let zone = world.zone(class);
+            let [slabs, depot, free] =
+                [&zone.slabs, &zone.depot, &zone.slab_free].map(|count| count.load(Ordering::Relaxed) as usize);
+            let items = slabs * zone.items_per_slab as usize;
+            assert_eq!(
+                items,
+                BLOCKS - 1 - n + world.cached(class) + depot + free,
+                "{depot} in the depot after {n} frees"
+            );
+            largest = largest.max(depot);
+        }
+        assert!(largest > 0 && world.zone(class).depot.load(Ordering::Relaxed) == 0, "{largest} in the depot once");
     });
 }
