@@ -143,7 +143,7 @@ pub const fn class_bytes(class: usize) -> usize {
 }
 
 /// Bytes of the run of whole pages that serves a request, which is of no run class: one that needs an alignment, or is larger than all. Large
-/// runs are multiples of [`RUN_STEP_BYTES`], so that where one lay another will lie, on the same pages: what is between them would stay
+/// runs are multiples of 64 KiB, so that where one lay another will lie, on the same pages: what is between them would stay
 /// unused, and what is dirty of it resident.
 #[must_use]
 pub const fn run_bytes(requested: usize, page: usize) -> usize {
