@@ -441,10 +441,10 @@ fn the_debugger_prints_without_allocating(host: &Machine) -> Outcome {
     // SAFETY: as above, and the zone's.
     unsafe { zone.free(item.as_ptr()) };
     ensure!(after.allocs == before.allocs, "{} allocations by the debugger", after.allocs - before.allocs);
-    let row = alloc::format!("{name:>18} {:>12} {:>12}K {:>12}", 3, (112 + 112 + 5120usize).div_ceil(1024), 3);
+    let row = alloc::format!("{name:>18} {:>12} {:>12}K {:>12}", 3, (112 + 112 + 5632usize).div_ceil(1024), 3);
     let csv = alloc::format!("\"{name}\",3,6K,3");
     let at = alloc::format!(
-        "{:#x} is 0 bytes into an item of 5120 bytes at {:#x}, type {name}, live",
+        "{:#x} is 0 bytes into an item of 5632 bytes at {:#x}, type {name}, live",
         blocks[2] as usize,
         blocks[2] as usize
     );

@@ -513,14 +513,14 @@ fn sysctl_changes_how_much_a_running_program_keeps() {
 fn sysctl_caps_the_buckets_of_a_zone() {
     let mut live = Live::start(&["--quiet", "--", "python3", "-c", WORKER]);
     tell(&mut live, "stir 20");
-    assert!(live.value("vm.uma.malloc_1536.bucket_size") > 4);
+    assert!(live.value("vm.uma.malloc_1664.bucket_size") > 4);
     assert_eq!(
-        stdout(&live.sysctl(&["vm.uma.malloc_1536.bucket_size_max=3"])),
-        "vm.uma.malloc_1536.bucket_size_max: 0 -> 3\n"
+        stdout(&live.sysctl(&["vm.uma.malloc_1664.bucket_size_max=3"])),
+        "vm.uma.malloc_1664.bucket_size_max: 0 -> 3\n"
     );
     live.sysctl(&["debug.uma_reclaim=3"]);
     tell(&mut live, "grow 5000");
-    assert_eq!(live.value("vm.uma.malloc_1536.bucket_size"), 3);
+    assert_eq!(live.value("vm.uma.malloc_1664.bucket_size"), 3);
     live.finish();
 }
 

@@ -37,6 +37,30 @@ const SMALL: [u16; 65] = {
     out
 };
 
+/// Place by 128-byte step up to [`SLAB_MAX_BYTES`], for sizes above [`SMALL_MAX_BYTES`]: every class there is so many of them.
+const MEDIUM: [u16; SLAB_MAX_BYTES / MEDIUM_STEP] = {
+    let mut out = [0; SLAB_MAX_BYTES / MEDIUM_STEP];
+    let mut class = 0;
+    let mut step = 0;
+    while step < out.len() {
+        while (SIZE_CLASSES[class] as usize) < (step + 1) * MEDIUM_STEP {
+            class += 1;
+        }
+        out[step] = Place::of_class(class).0 as u16;
+        step += 1;
+    }
+    out
+};
+const MEDIUM_STEP: usize = 128;
+const _: () = {
+    let mut class = 0;
+    while class < SLAB_CLASSES {
+        let bytes = SIZE_CLASSES[class] as usize;
+        assert!(bytes <= SMALL_MAX_BYTES || bytes.is_multiple_of(MEDIUM_STEP));
+        class += 1;
+    }
+};
+
 /// Where a class's entry is in a table by code ([`page::class_code`]) whose entries are a cache line: its code times 64. The
 /// fast paths know a class by this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,26 +95,40 @@ impl Place {
         Self(SMALL[(bytes + 15) >> 4] as usize)
     }
 
-    /// The same above [`SMALL_MAX_BYTES`] and up to [`RUN_MAX_BYTES`].
+    /// The same above [`SMALL_MAX_BYTES`] and up to [`SLAB_MAX_BYTES`].
     #[inline(always)]
     pub(crate) const fn medium(bytes: usize) -> Self {
-        Self(medium_code(bytes) * Self::STEP)
+        Self(MEDIUM[(bytes - 1) / MEDIUM_STEP] as usize)
     }
-}
 
-const fn medium_code(bytes: usize) -> usize {
-    // In (2^k, 2^(k+1)] the two bits after the leading one of bytes - 1 name the quarter.
-    let last = bytes - 1;
-    let k = usize::BITS as usize - 1 - last.leading_zeros() as usize;
-    page::class_code(8) + (k - 7) * 4 + ((last >> (k - 2)) & 3)
+    /// The same above [`SLAB_MAX_BYTES`] and up to [`RUN_MAX_BYTES`].
+    #[inline(always)]
+    const fn run(bytes: usize) -> Self {
+        // In (2^k, 2^(k+1)] the two bits after the leading one of bytes - 1 name the quarter.
+        let last = bytes - 1;
+        let k = usize::BITS as usize - 1 - last.leading_zeros() as usize;
+        Self((page::class_code(8) + (k - 7) * 4 + ((last >> (k - 2)) & 3)) * Self::STEP)
+    }
 }
 
 /// The smallest class whose items hold `bytes`, for `bytes <= RUN_MAX_BYTES`.
 #[inline(always)]
 #[must_use]
 pub const fn class_of(bytes: usize) -> usize {
-    let place = if bytes <= SMALL_MAX_BYTES { Place::small(bytes) } else { Place::medium(bytes) };
+    let place = if bytes <= SMALL_MAX_BYTES {
+        Place::small(bytes)
+    } else if bytes <= SLAB_MAX_BYTES {
+        Place::medium(bytes)
+    } else {
+        return class_of_run(bytes);
+    };
     place.class()
+}
+
+/// The same for `SLAB_MAX_BYTES < bytes <= RUN_MAX_BYTES`.
+#[inline(always)]
+pub(crate) const fn class_of_run(bytes: usize) -> usize {
+    Place::run(bytes).class()
 }
 
 /// Item size of a class, bytes.
@@ -103,6 +141,19 @@ pub const fn class_bytes(class: usize) -> usize {
     let base = 128usize << (steps / 4);
     base + base / 4 * (steps % 4 + 1)
 }
+
+/// Bytes of the run of whole pages that serves a request, which is of no run class: one that needs an alignment, or is larger than all. Large
+/// runs are multiples of 64 KiB, so that where one lay another will lie, on the same pages: what is between them would stay
+/// unused, and what is dirty of it resident.
+#[must_use]
+pub const fn run_bytes(requested: usize, page: usize) -> usize {
+    let step = if requested > RUN_MAX_BYTES { RUN_STEP_BYTES } else { page };
+    if requested == 0 { page } else { requested.next_multiple_of(step) }
+}
+
+/// At most a thirty-second of the runs rounded to it.
+const RUN_STEP_BYTES: usize = 64 * 1024;
+const _: () = assert!(RUN_STEP_BYTES * 32 <= RUN_MAX_BYTES);
 
 /// The run class whose items are exactly so large.
 #[must_use]
@@ -127,7 +178,8 @@ pub const fn class_of_aligned(bytes: usize, align: usize) -> Option<usize> {
     if bytes > SLAB_MAX_BYTES || align > 4096 {
         return None;
     }
-    let mut class = class_of(bytes);
+    // A class that has the alignment is a multiple of it.
+    let mut class = class_of((bytes + align - 1) & !(align - 1));
     while class < SLAB_CLASSES {
         if class_align(class) >= align {
             return Some(class);

@@ -7,6 +7,7 @@
 //! Lock: the owner's, below every keg lock and above the record lock.
 
 use core::marker::PhantomData;
+use core::ops::Range;
 
 use abi::{AtomicU64, Ordering, page};
 use platform::{Lock, Platform};
@@ -21,11 +22,11 @@ const GROW_MIN_BYTES: usize = 1 << 20;
 const GROW_MAX_BYTES: usize = 64 << 20;
 
 /// A run of free pages that now belongs to the caller.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) addr: usize,
-    /// False when every byte is known to be zero.
-    pub(crate) dirty: bool,
+    /// From the first to behind the last page that may not be zero, as bytes from the start; empty when all is known to be.
+    pub(crate) dirty: Range<usize>,
 }
 
 /// Pages by use; together the heap.
@@ -161,7 +162,7 @@ impl<P: Platform> Pages<P> {
                 self.take(bytes, align)?
             }
         };
-        let dirty = self.dirty_pages(addr, bytes);
+        let (dirty, dirty_bytes) = self.dirty_pages(addr, bytes);
         let pages = (bytes >> P::PAGE_SHIFT) as u64;
         // SAFETY: 1. just taken from the arena.
         if dirty != pages && !unsafe { self.populate(addr, bytes) } {
@@ -174,13 +175,17 @@ impl<P: Platform> Pages<P> {
         self.counts.free_clean -= pages - dirty;
         self.count_clean(pages - dirty);
         self.counts.out += pages;
-        Some(Run { addr, dirty: dirty != 0 })
+        Some(Run { addr, dirty: dirty_bytes })
     }
 
-    /// How many pages of a free run may still be backed.
-    fn dirty_pages(&self, addr: usize, bytes: usize) -> u64 {
-        let is_dirty = |word: &&AtomicU64| page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY;
-        self.words(addr, bytes).iter().filter(is_dirty).count() as u64
+    /// How many pages of a free run may still be backed, and where the first of them begins and the last ends, bytes.
+    fn dirty_pages(&self, addr: usize, bytes: usize) -> (u64, Range<usize>) {
+        let is_dirty = |word: &AtomicU64| page::kind(word.load(Ordering::Relaxed)) == page::FREE_DIRTY;
+        let words = self.words(addr, bytes);
+        let Some(first) = words.iter().position(is_dirty) else { return (0, 0..0) };
+        let last = words.iter().rposition(is_dirty).unwrap_or(first);
+        let count = words[first..=last].iter().filter(|word| is_dirty(word)).count();
+        (count as u64, first << P::PAGE_SHIFT..(last + 1) << P::PAGE_SHIFT)
     }
 
     fn take(&mut self, bytes: usize, align: usize) -> Option<usize> {
@@ -276,7 +281,7 @@ impl<P: Platform> Pages<P> {
                 return false;
             }
         }
-        let dirty = self.dirty_pages(addr + old, new - old);
+        let (dirty, _) = self.dirty_pages(addr + old, new - old);
         let pages = ((new - old) >> P::PAGE_SHIFT) as u64;
         // SAFETY: 1. just taken from the arena.
         if dirty != pages && !unsafe { self.populate(addr + old, new - old) } {

@@ -40,10 +40,10 @@ fn show_malloc_lists_attached_types_largest_first() {
         free(system, small.into_iter().take(2));
         free(system, gone);
         let table = shown(|out| system.show_malloc(out, false));
-        // temp: 112 + 2 * 16; devbuf: 2 * 5120 and 112 KiB.
+        // temp: 112 + 2 * 16; devbuf: 2 * 5632 and 112 KiB.
         let expected = "
               Type        InUse        MemUse     Requests
-            devbuf            3          122K            3
+            devbuf            3          123K            3
               temp            3            1K            5
                  t            0            0K            0
                  t            0            0K            0
@@ -55,7 +55,7 @@ a name of more than 31 characte            0            0K            4
         let csv = shown(|out| system.show_malloc(out, true));
         let expected = "
 Type,InUse,MemUse,Requests
-\"devbuf\",3,122K,3
+\"devbuf\",3,123K,3
 \"temp\",3,1K,5
 ";
         assert_eq!(format!("\n{}", csv.lines().take(3).fold(String::new(), |all, line| all + line + "\n")), expected);

@@ -4,6 +4,7 @@ extern crate kernmalloc_kern as kern;
 
 mod common;
 
+use abi::Ordering;
 use common::{World, config};
 use kern::ZoneView;
 use platform::fake::{Call, PAGE};
@@ -165,5 +166,111 @@ fn a_depot_grows_to_the_working_set_and_shrinks_with_it() {
         turn();
         assert!(in_depots(&world, 64) < BLOCKS as u64 / 5);
         world.system.validate().unwrap();
+    });
+}
+
+/// A table that is mostly never written costs what is written of it; what was used before is zero all the same.
+#[test]
+fn zeroed_pages_are_written_only_where_they_were_used() {
+    const BYTES: usize = 256 * 1024;
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let zeroed = |bytes: usize| world.system.alloc_zeroed(bytes, world.types[1]);
+        let used = zeroed(BYTES);
+        // SAFETY: 1. it was just allocated.
+        unsafe { world.system.free(used, 1) };
+        // Behind it are pages that the allocator knows to be zero; a mark there shows whether it writes them.
+        let heap_end = world.machine.heap_base() + world.machine.heap_used();
+        let pages = || (0..(heap_end - used as usize) / PAGE).map(|page| used.wrapping_add(page * PAGE));
+        assert!(pages().len() > 2 * BYTES / PAGE);
+        // SAFETY: free pages of the machine's heap.
+        pages().for_each(|page| unsafe { *page = 0x77 });
+        let block = zeroed(2 * BYTES);
+        assert_eq!(block, used);
+        let marked = |range: core::ops::Range<usize>| {
+            // SAFETY: as above.
+            pages().take(range.end).skip(range.start).filter(|&page| unsafe { *page } == 0x77).count()
+        };
+        let (dirty, all) = (BYTES / PAGE, 2 * BYTES / PAGE);
+        assert_eq!((marked(0..dirty), marked(dirty..all)), (0, all - dirty));
+    });
+}
+
+/// Runs that are freed again and again come from a cache, where nothing is known of their pages.
+#[test]
+fn zeroed_runs_of_a_cache_are_zero() {
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        for turn in 0..40 {
+            let bytes = 100_000 - turn;
+            let block = world.system.alloc_zeroed(bytes, world.types[1]);
+            // SAFETY: our block, every byte of which is initialised.
+            let contents = unsafe { core::slice::from_raw_parts_mut(block, bytes) };
+            assert_eq!(contents.iter().position(|&byte| byte != 0), None, "turn {turn}");
+            contents.fill(0xa5);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        assert_eq!(world.system.account().large_bytes, 98_304 + 16_384, "the last lies in the cache of its class");
+    });
+}
+
+/// What lies in a cache for requests of its size is memory for any other before the heap's untouched pages are.
+#[test]
+fn runs_of_a_cache_serve_before_new_pages() {
+    const RUN: usize = 320 * 1024;
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        for _ in 0..10 {
+            let block = world.system.alloc(RUN, world.types[1]);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        assert_eq!(world.system.account().large_bytes, RUN, "the last lies in the cache of its class");
+        let clean = world.system.page_counts().free_clean;
+        let small: Vec<_> = (0..250 * 1024 / 112).map(|_| world.system.alloc(112, world.types[1])).collect();
+        assert_eq!((world.system.account().large_bytes, world.system.page_counts().free_clean), (0, clean));
+        // And runs of another size.
+        small.into_iter().for_each(|block| {
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        });
+        world.system.reclaim();
+        for turn in 0..20 {
+            let block = world.system.alloc([RUN, 100_000][turn / 10], world.types[1]);
+            // SAFETY: 1. it was just allocated.
+            unsafe { world.system.free(block, 1) };
+        }
+        let clean = world.system.page_counts().free_clean;
+        assert!(!world.system.alloc(RUN / 2, world.types[1]).is_null());
+        assert_eq!(world.system.page_counts().free_clean, clean);
+        world.system.validate().unwrap();
+    });
+}
+
+/// A depot that is let go because buckets only come says that it is empty.
+#[test]
+fn what_lies_in_a_depot_that_is_let_go_is_counted_once() {
+    const BLOCKS: usize = 100_000;
+    let class = kern::class::class_of(100);
+    let world = World::boot(config(1, 1));
+    world.machine.run(|| {
+        let blocks: Vec<_> = (0..BLOCKS).map(|_| world.system.alloc(100, world.types[1])).collect();
+        let mut largest = 0;
+        for (n, block) in blocks.into_iter().enumerate() {
+            // SAFETY: 1. each is freed once.
+            unsafe { world.system.free(block, 1) };
+            let zone = world.zone(class);
+            let [slabs, depot, free] =
+                [&zone.slabs, &zone.depot, &zone.slab_free].map(|count| count.load(Ordering::Relaxed) as usize);
+            let items = slabs * zone.items_per_slab as usize;
+            assert_eq!(
+                items,
+                BLOCKS - 1 - n + world.cached(class) + depot + free,
+                "{depot} in the depot after {n} frees"
+            );
+            largest = largest.max(depot);
+        }
+        assert!(largest > 0 && world.zone(class).depot.load(Ordering::Relaxed) == 0, "{largest} in the depot once");
     });
 }

@@ -512,7 +512,7 @@ fn the_soft_limit_asks_for_reclaim() {
             done.store(true, Ordering::SeqCst);
         });
         world.machine.run(|| {
-            malloc.malloc(ty, 999 * PAGE, NoWait, Flags::NONE).unwrap();
+            malloc.malloc(ty, 992 * PAGE, NoWait, Flags::NONE).unwrap();
             std::thread::yield_now();
             assert!(!done.load(Ordering::SeqCst));
             malloc.malloc(ty, 10 * PAGE, NoWait, Flags::NONE).unwrap();

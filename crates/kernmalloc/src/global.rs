@@ -7,7 +7,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 
 use hosted::{Call, Linux, SYSTEM, cached_type, type_of};
-use kern::class::{MIN_ALIGN, SLAB_MAX_BYTES};
+use kern::class::MIN_ALIGN;
 use kern::{System, TypeId};
 
 use crate::scope;
@@ -71,12 +71,9 @@ pub(crate) unsafe fn resize_as(block: *mut u8, old_bytes: usize, bytes: usize, a
     new
 }
 
-/// Whether `realloc` to this size leaves the block where it is: it fits, and is more than half used. (An item never
-/// becomes a run, or a run an item.)
+/// Whether `realloc` to this size leaves the block where it is.
 pub(crate) fn stays(block: *mut u8, bytes: usize) -> bool {
-    SYSTEM
-        .lookup(block as usize)
-        .is_some_and(|info| bytes <= info.bytes && bytes > info.bytes / 2 && info.is_run == (bytes > SLAB_MAX_BYTES))
+    SYSTEM.lookup(block as usize).is_some_and(|info| info.stays(bytes))
 }
 
 /// Allocates for the scope that holds. A function of its own, so that the other branch of `alloc` is a jump with nothing saved.

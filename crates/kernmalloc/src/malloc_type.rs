@@ -8,7 +8,7 @@ use core::alloc::Layout;
 use core::fmt;
 
 use hosted::{Linux, MALLOC, SYSTEM};
-use kern::class::{RUN_MAX_BYTES, class_bytes, class_of};
+use kern::class::{RUN_MAX_BYTES, class_bytes, class_of, run_bytes};
 use kern::malloc::{Flags, NoWait, Wait};
 use kern::{System, TypeId};
 
@@ -419,7 +419,7 @@ pub const fn malloc_size(bytes: usize) -> usize {
     if bytes > kern::MAX_REQUEST_BYTES {
         0
     } else if bytes > RUN_MAX_BYTES {
-        bytes.next_multiple_of(System::<Linux>::PAGE)
+        run_bytes(bytes, System::<Linux>::PAGE)
     } else {
         class_bytes(class_of(bytes))
     }

@@ -245,7 +245,7 @@ fn types_by_name() {
     let tenant = kernmalloc::register_type("tenant 12").unwrap();
     let block = tenant.scope(|| vec![0u8; 400]);
     assert_eq!(kernmalloc::find("tenant 12").unwrap(), tenant.stats());
-    assert_eq!((tenant.stats().in_use, tenant.stats().bytes_in_use), (1, 448));
+    assert_eq!((tenant.stats().in_use, tenant.stats().bytes_in_use), (1, 416));
     drop(block);
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn a_cpu_that_leaves_gives_its_items_to_the_others<H: Host>(host: &H)
     }
 
     fn blocks<H: Host>(host: &H, cpu: usize, id: TypeId) -> Outcome {
-        const BYTES: usize = 5120;
+        const BYTES: usize = 5632;
         let system = host.system();
         let mut blocks = Vec::with_capacity(4096);
         let take = |count: usize, blocks: &mut Vec<*mut u8>| {

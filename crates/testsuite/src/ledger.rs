@@ -22,14 +22,14 @@ pub(crate) struct Ledger {
 }
 
 /// Bytes that a request is served with: the smallest size class that holds it; four sizes to each doubling up to 2 MiB;
-/// whole pages above.
+/// multiples of 64 KiB above.
 pub(crate) fn served_bytes(bytes: usize) -> u64 {
     if let Some(class) = abi::SIZE_CLASSES.iter().find(|&&class| class as usize >= bytes) {
         return u64::from(*class);
     }
     let bytes = bytes as u64;
     let quarter = bytes.next_power_of_two() / 8;
-    if bytes <= 2 << 20 { bytes.next_multiple_of(quarter) } else { bytes.next_multiple_of(4096) }
+    if bytes <= 2 << 20 { bytes.next_multiple_of(quarter) } else { bytes.next_multiple_of(64 << 10) }
 }
 
 fn size_bit(served: u64) -> u64 {

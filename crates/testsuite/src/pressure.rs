@@ -12,7 +12,7 @@ use crate::shortage::UNLIMITED;
 use crate::sleepers::{M_HOARD, SCARCE_PAGES, attach, exhaust, free, slept, take_of_size};
 use crate::{Host, Outcome, Verdict, ensure};
 
-const BYTES: usize = 3072;
+const BYTES: usize = 3328;
 const MOST_BLOCKS: usize = 20_000;
 
 kern::malloc_define!(M_WANTED, "wanted", "blocks asked for when there is no memory");

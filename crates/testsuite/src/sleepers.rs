@@ -259,7 +259,7 @@ fn with_scarcity<H: Host>(
     host: &H,
     give: &(dyn Fn(&Malloc<'_, H::P>, usize) -> Outcome + Sync),
 ) -> Result<bool, alloc::string::String> {
-    const BYTES: usize = 3072;
+    const BYTES: usize = 3328;
     let (malloc, queue) = (Malloc::new(host.system()), Queue::<H>::new());
     let hoard: Shared<H, Vec<usize>> = Lock::new(Vec::with_capacity(MOST_BLOCKS));
     attach::<H>(&malloc, &[&M_HOARD, &M_SHORT]);

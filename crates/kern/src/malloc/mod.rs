@@ -56,7 +56,7 @@ use abi::Ordering;
 use core::sync::atomic::{AtomicPtr, AtomicU32};
 use platform::{Lock, Misuse, MisuseReport, Platform};
 
-use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned};
+use crate::class::{MIN_ALIGN, RUN_MAX_BYTES, SLAB_MAX_BYTES, class_bytes, class_of, class_of_aligned, run_bytes};
 use crate::stats::TypeId;
 use crate::system::{MAX_REQUEST_BYTES, System};
 use domain::Domains;
@@ -114,7 +114,7 @@ const fn served_bytes(bytes: usize, align: usize, page: usize) -> usize {
     match class_of_aligned(bytes, block_align(bytes, align, page)) {
         Some(class) => class_bytes(class),
         None if bytes > SLAB_MAX_BYTES && bytes <= RUN_MAX_BYTES && align <= page => class_bytes(class_of(bytes)),
-        None => bytes.next_multiple_of(page),
+        None => run_bytes(bytes, page),
     }
 }
 
@@ -387,11 +387,11 @@ impl<'s, P: Platform> Malloc<'s, P> {
         };
         // SAFETY: 1., in each of the calls.
         let in_system = || NonNull::new(unsafe { self.system.realloc(block, request.bytes, id, 0) });
-        let old = self.system.usable_bytes(block);
-        if old == 0 {
+        let Some(info) = self.system.live_block(block as usize) else {
             // No block: reported there.
             return in_system();
-        }
+        };
+        let old = info.bytes;
         let kind = self.special_flags(block);
         if kind != Flags::NONE {
             // It keeps its kind, and moves: its pages are not the system's to extend.
@@ -403,8 +403,8 @@ impl<'s, P: Platform> Malloc<'s, P> {
             }
             return Some(new);
         }
-        // The block serves while it fits and is more than half used. (1.136: by the size that it really has.)
-        let stays = request.bytes <= old && (request.bytes > old / 2 || old == class_bytes(0));
+        // (1.136: by the size that it really has.)
+        let stays = info.stays(request.bytes);
         // Pages may grow where they are, or be moved without copying; and nothing is promised of what is below a page.
         let pages = request.bytes > SLAB_MAX_BYTES || request.bytes < System::<P>::PAGE;
         if stays || pages && !is_special && matches!(request.waiting, Waiting::NoWait) {

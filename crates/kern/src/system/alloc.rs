@@ -3,10 +3,9 @@
 use abi::{CpuCache, Ordering};
 use platform::Platform;
 
-use super::MAX_REQUEST_BYTES;
 use super::System;
 use crate::bucket::BucketPtr;
-use crate::class::{MIN_ALIGN, Place, RUN_MAX_BYTES, SLAB_MAX_BYTES, SMALL_MAX_BYTES, class_of_aligned};
+use crate::class::{MIN_ALIGN, Place, SLAB_MAX_BYTES, SMALL_MAX_BYTES, class_of_aligned};
 use crate::slab::ClassInfo;
 use crate::slot::Slot;
 use crate::stats::{Stats, TypeId};
@@ -164,8 +163,8 @@ impl<P: Platform> System<P> {
     /// A block of zeros. `M_ZERO`.
     #[doc(alias = "calloc")]
     pub fn alloc_zeroed(&self, bytes: usize, id: TypeId) -> *mut u8 {
-        if bytes > RUN_MAX_BYTES && bytes <= MAX_REQUEST_BYTES {
-            return self.alloc_pages_zeroed(bytes, id);
+        if bytes > SLAB_MAX_BYTES {
+            return self.alloc_large_zeroed(bytes, id);
         }
         let block = self.alloc(bytes, id);
         if !block.is_null() {

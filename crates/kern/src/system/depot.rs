@@ -183,7 +183,12 @@ impl<P: Platform> System<P> {
         }
         while let Some(bucket) = extra {
             self.empty_bucket(class, bucket);
-            extra = if idle { zone.depot.lock().spill() } else { None };
+            extra = None;
+            if idle {
+                let mut depot = zone.depot.lock();
+                extra = depot.spill();
+                self.stats().zone(class).depot.store(depot.items() as u64, Ordering::Relaxed);
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use abi::{CacheEntry, Ordering, page};
 use platform::Platform;
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
-use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of, run_class};
+use crate::class::{RUN_MAX_BYTES, bucket_max, class_bytes, class_of_run, run_bytes, run_class};
 use crate::page::Run;
 use crate::slab::{TAG_FREE, size_mask};
 use crate::slot::Slot;
@@ -19,7 +19,7 @@ impl<P: Platform> System<P> {
     #[inline(never)]
     pub(super) fn alloc_large(&self, bytes: usize, id: TypeId) -> *mut u8 {
         if bytes <= RUN_MAX_BYTES {
-            return self.alloc_run(class_of(bytes), bytes, id);
+            return self.alloc_run(class_of_run(bytes), bytes, id);
         }
         self.alloc_pages(bytes, Self::PAGE, id)
     }
@@ -78,9 +78,10 @@ impl<P: Platform> System<P> {
             self.fail(id);
             return core::ptr::null_mut();
         }
-        self.alloc_pages_sized(requested.max(1).next_multiple_of(Self::PAGE), requested, align, id)
+        self.alloc_pages_sized(run_bytes(requested, Self::PAGE), requested, align, id)
     }
 
+    #[inline(never)]
     pub(super) fn alloc_pages_sized(&self, served: usize, requested: usize, align: usize, id: TypeId) -> *mut u8 {
         self.take_run(served, requested, align, id).map_or(core::ptr::null_mut(), |run| run.addr as *mut u8)
     }
@@ -91,12 +92,13 @@ impl<P: Platform> System<P> {
             return None;
         }
         self.obey();
+        self.use_cached_runs(served);
         let run = {
             let mut pages = self.pages.lock();
             let before = pages.counts().out;
             let run = pages.alloc(&self.meta, served, align);
             self.check_soft_limit(before, pages.counts().out);
-            if let Some(run) = run {
+            if let Some(run) = &run {
                 pages.set_run(run.addr, served, id.tag());
             }
             self.publish_pages(&pages);
@@ -120,14 +122,37 @@ impl<P: Platform> System<P> {
         run
     }
 
-    /// Large and zero: pages known to be zero are not written.
-    pub(super) fn alloc_pages_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
-        let served = requested.next_multiple_of(Self::PAGE);
-        let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
-        if run.dirty {
-            // SAFETY: a fresh run of that size.
-            unsafe { core::ptr::write_bytes(run.addr as *mut u8, 0, requested) };
+    /// Larger than every slab class, and zero: pages known to be zero are not written, so that what the program does not write
+    /// either costs no memory.
+    #[inline(never)]
+    pub(super) fn alloc_large_zeroed(&self, requested: usize, id: TypeId) -> *mut u8 {
+        if requested > MAX_REQUEST_BYTES {
+            self.fail(id);
+            return core::ptr::null_mut();
         }
+        let mut served = run_bytes(requested, Self::PAGE);
+        if requested <= RUN_MAX_BYTES {
+            let class = class_of_run(requested);
+            served = class_bytes(class);
+            let mut is_cached = false;
+            self.count(|slot, _| {
+                // SAFETY: inside the section of `slot`.
+                is_cached = unsafe { &mut *slot }.cache(class).alloc_count() != 0;
+            });
+            // Nothing is known of the pages of a run that lay in a cache. (Whether it is still there does not matter.)
+            if is_cached {
+                let block = self.alloc_large(requested, id);
+                if !block.is_null() {
+                    // SAFETY: a fresh run of at least that size.
+                    unsafe { core::ptr::write_bytes(block, 0, requested) };
+                }
+                return block;
+            }
+        }
+        let Some(run) = self.take_run(served, requested, Self::PAGE, id) else { return core::ptr::null_mut() };
+        let dirty = run.dirty.start.min(requested)..run.dirty.end.min(requested);
+        // SAFETY: inside a fresh run of at least `requested`.
+        unsafe { core::ptr::write_bytes((run.addr as *mut u8).add(dirty.start), 0, dirty.len()) };
         run.addr as *mut u8
     }
 
@@ -208,14 +233,15 @@ impl<P: Platform> System<P> {
     /// 1. The caller owns the block.
     pub(super) unsafe fn resize_run(&self, info: &BlockInfo, requested: usize, id: TypeId) -> Option<*mut u8> {
         let old = info.bytes;
-        let new = requested.next_multiple_of(Self::PAGE);
         let pages_of = |bytes: usize| (bytes >> P::PAGE_SHIFT) as u64;
-        if new <= old && requested > old / 2 {
+        // [`BlockInfo::stays`], for a run.
+        if requested <= old && requested > old / 2 {
             // Small shrinking keeps the run whole: it may grow again, and its size class stays.
             self.credit(info, old, requested, id);
             self.set_word(info.addr, page::run(page::LARGE, old >> P::PAGE_SHIFT, id.tag()));
             return Some(info.addr as *mut u8);
         }
+        let new = run_bytes(requested, Self::PAGE);
         let mut pages = self.pages.lock();
         if new < old {
             if !pages.shrink_in_place(&self.meta, info.addr, old, new) {
@@ -230,7 +256,7 @@ impl<P: Platform> System<P> {
             return Some(info.addr as *mut u8);
         }
         // Room ahead saves the next growth of a vector a move; untouched pages cost nothing.
-        let ample = new.saturating_add(new / 4).next_multiple_of(Self::PAGE);
+        let ample = run_bytes(new.saturating_add(new / 4), Self::PAGE);
         for target in [ample, new] {
             if pages.grow_in_place(&self.meta, info.addr, old, target) {
                 pages.set_run(info.addr, target, id.tag());

@@ -91,15 +91,51 @@ impl<P: Platform> System<P> {
                     unsafe { self.keg_put(class, bucket.filled()) };
                 } else {
                     for &CacheEntry { item: addr, .. } in bucket.filled() {
-                        let bytes = class_bytes(class);
-                        self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
-                        self.page_free(addr, bytes);
+                        self.free_cached_run(addr, class);
                     }
                 }
                 self.pool.lock().put(bucket);
             }
         }
         true
+    }
+
+    /// Before pages are touched that hold nothing yet: the runs that lie in the caller's slot for requests of their size are as good, and
+    /// resident.
+    pub(super) fn use_cached_runs(&self, bytes: usize) {
+        if self.stats().header().pages_free_dirty.load(Ordering::Relaxed) >= (bytes >> P::PAGE_SHIFT) as u64 {
+            return;
+        }
+        loop {
+            let mut runs = [(0, 0); 32];
+            let mut count = 0;
+            self.count(|slot, _| {
+                for class in SLAB_CLASSES..CLASSES {
+                    // SAFETY: inside the section of `slot`.
+                    let cache = unsafe { &mut *slot }.cache(class);
+                    while count < runs.len() {
+                        // SAFETY: 1. as above.
+                        let Some(entry) = (unsafe { cache.pop() }) else { break };
+                        cache.filled = cache.filled.wrapping_sub(1);
+                        runs[count] = (entry.item, class);
+                        count += 1;
+                    }
+                }
+            });
+            for &(addr, class) in &runs[..count] {
+                self.free_cached_run(addr, class);
+            }
+            if count < runs.len() {
+                return;
+            }
+        }
+    }
+
+    /// A run that a cache held goes to the arena.
+    fn free_cached_run(&self, addr: usize, class: usize) {
+        let bytes = class_bytes(class);
+        self.stats().header().pages_large.fetch_sub((bytes >> P::PAGE_SHIFT) as u64, Ordering::Relaxed);
+        self.page_free(addr, bytes);
     }
 
     /// Stops the allocator: every lock and every slot is the caller's. For fork(2), which copies the calling thread only. On a port that

@@ -4,7 +4,7 @@ use abi::page;
 use platform::{Misuse, Platform};
 
 use super::{BlockInfo, MAX_REQUEST_BYTES, System};
-use crate::class::{SLAB_MAX_BYTES, class_bytes, run_class};
+use crate::class::{SLAB_MAX_BYTES, class_bytes, class_of, run_class};
 use crate::slab::ClassInfo;
 use crate::stats::{Stats, TypeId};
 
@@ -48,8 +48,8 @@ impl<P: Platform> System<P> {
                     return moved;
                 }
             }
-        } else if bytes <= old && (bytes > old / 2 || old == class_bytes(0)) {
-            // The block serves while it fits and is more than half used (N1.136: by the size it really has).
+        } else if info.stays(bytes) {
+            // (N1.136: by the size it really has.)
             self.credit(&info, old, bytes, id);
             return block;
         }
@@ -95,5 +95,25 @@ impl<P: Platform> System<P> {
             // SAFETY: a live item of the caller's starts there.
             unsafe { *(page::tag(word, info.addr) as *mut u16) = id.tag() };
         }
+    }
+}
+
+/// Up to here a block of a slab that is half used is left alone, bytes: a smaller one would hardly be smaller than the work.
+const SMALL_STEPS_BYTES: usize = 128;
+
+impl BlockInfo {
+    /// Whether [`System::realloc`] to so many bytes leaves the block where it is for certain: it holds them, and a block of a slab made for
+    /// them would not be of a smaller class. Half of a run of pages may lie unused.
+    #[inline]
+    #[must_use]
+    pub const fn stays(&self, bytes: usize) -> bool {
+        let old = self.bytes;
+        if bytes > old {
+            return false;
+        }
+        if self.is_run {
+            return bytes > SLAB_MAX_BYTES && bytes > old / 2;
+        }
+        bytes > old - old / 8 || (old <= SMALL_STEPS_BYTES && bytes > old / 2) || old == class_bytes(class_of(bytes))
     }
 }

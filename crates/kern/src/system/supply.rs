@@ -28,6 +28,13 @@ impl<P: Platform> System<P> {
         // SAFETY: 1.
         let mut got = unsafe { keg.take(out, want, taker) };
         if got == 0 {
+            drop(keg);
+            self.use_cached_runs(slab_layout_of(class).slab_bytes);
+            keg = self.zones[class].keg.lock();
+            // SAFETY: 1. Others may have added a slab meanwhile.
+            got = unsafe { keg.take(out, want, taker) };
+        }
+        if got == 0 {
             let taker = if self.add_slab(&mut keg, class).is_some() { taker } else { ANYBODY };
             // SAFETY: 1.
             got = unsafe { keg.take(out, want, taker) };

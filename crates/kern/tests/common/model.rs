@@ -173,7 +173,7 @@ pub(crate) fn served(bytes: usize) -> Served {
         }
         base *= 2;
     }
-    Served { bytes: bytes.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX), is_run: true }
+    Served { bytes: bytes.checked_next_multiple_of(64 * KIB).unwrap_or(usize::MAX), is_run: true }
 }
 
 fn served_aligned(bytes: usize, align: usize) -> Served {
@@ -184,6 +184,7 @@ fn served_aligned(bytes: usize, align: usize) -> Served {
     match SIZE_CLASSES.iter().filter(|&&class| class as usize <= SLAB_MAX).find(fits) {
         Some(&class) if align <= PAGE => Served { bytes: class as usize, is_run: false },
         _ if align <= PAGE => served(bytes),
+        _ if bytes > 2048 * KIB => served(bytes),
         _ => Served { bytes: bytes.max(1).next_multiple_of(PAGE), is_run: true },
     }
 }
