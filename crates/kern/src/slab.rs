@@ -363,6 +363,22 @@ impl Keg {
         own
     }
 
+    /// Whoever wants may take from the slabs that `taker` took from last. Walks over all slabs that are not full.
+    pub(crate) fn open_slabs_of(&mut self, taker: u32) {
+        for &head in &self.partial {
+            let mut slab = head;
+            while !slab.is_null() {
+                // SAFETY: lists hold live slabs of this keg.
+                unsafe {
+                    if (*slab).taker == taker {
+                        (*slab).taker = ANYBODY;
+                    }
+                    slab = (*slab).next;
+                }
+            }
+        }
+    }
+
     /// Takes up to `want` items for `taker`, lowest address last so that a stack of them is popped upward through memory. Returns how
     /// many were had without a new slab.
     ///

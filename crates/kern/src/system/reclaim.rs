@@ -54,6 +54,13 @@ impl<P: Platform> System<P> {
         }
     }
 
+    /// The slabs that a CPU has had to itself are anybody's.
+    pub(crate) fn open_slabs_of(&self, id: usize) {
+        for zone in &self.zones[..SLAB_CLASSES] {
+            zone.keg.lock().open_slabs_of(id as u32);
+        }
+    }
+
     /// Empties one slot's caches, bucket by bucket. False when the platform could not claim it.
     pub(crate) fn drain_slot(&self, index: usize) -> bool {
         let slot = self.slot_table().slot(index) as *mut Slot;

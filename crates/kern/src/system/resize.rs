@@ -41,8 +41,7 @@ impl<P: Platform> System<P> {
                 // SAFETY: 1.
                 return unsafe { self.resize_special(&info, bytes, id, caller) };
             }
-            // Also a run that is small, for the sake of its alignment: it serves while it fits and is more than half used.
-            if bytes > SLAB_MAX_BYTES || bytes <= old && bytes > old / 2 {
+            if bytes > SLAB_MAX_BYTES || info.stays(bytes) {
                 // SAFETY: 1.
                 if let Some(moved) = unsafe { self.resize_run(&info, bytes, id) } {
                     return moved;
@@ -112,7 +111,8 @@ impl BlockInfo {
             return false;
         }
         if self.is_run {
-            return bytes > SLAB_MAX_BYTES && bytes > old / 2;
+            // Also a run that is small, for the sake of its alignment.
+            return bytes > old / 2;
         }
         bytes > old - old / 8 || (old <= SMALL_STEPS_BYTES && bytes > old / 2) || old == class_bytes(class_of(bytes))
     }

@@ -262,9 +262,9 @@ impl<P: Platform> System<P> {
             }
             return block;
         }
-        // A type of another zone takes it over although it fits: the page's alignment, which malloc(9) promises from a page on, stays.
-        let is_on_page = bytes >= Self::PAGE && info.addr.is_multiple_of(Self::PAGE);
-        let new = self.alloc_aligned(bytes, if is_on_page { Self::PAGE } else { 1 }, id);
+        // What malloc(9) promises from a page on, the page's alignment: kept, and given to what was less than a page.
+        let on_page = bytes >= Self::PAGE && (old < Self::PAGE || info.addr.is_multiple_of(Self::PAGE));
+        let new = self.alloc_aligned(bytes, if on_page { Self::PAGE } else { 1 }, id);
         if let Some(new) = NonNull::new(new) {
             // SAFETY: both hold that many bytes; the new one is fresh; 1.
             unsafe {

@@ -286,6 +286,7 @@ impl<P: Platform> System<P> {
             self.drain_slot(index);
             self.each_zone(|zone| done &= zone.drain_slot_cache(index));
         }
+        self.open_slabs_of(id % table.ids);
         done
     }
 
