@@ -157,7 +157,19 @@ pub fn own_bytes(pid: u32) -> u64 {
     (parts.iter().sum::<i64>() + line("slab-overhead")).unsigned_abs()
 }
 
-/// The account of a program that stands still: its lines add up to its sum, the sum is within 1 % of what smaps has as ours,
+/// Whether every thread of a process sleeps or is stopped: what it said last it may have said a moment before it was done.
+fn stands_still(pid: u32) -> bool {
+    let state = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // Behind the name, which may have anything in it.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    let tasks =
+        std::fs::read_dir(format!("/proc/{pid}/task")).map(|tasks| tasks.flatten().map(state).collect::<Vec<_>>());
+    tasks.is_ok_and(|states| states.iter().all(|state| matches!(state, Some('S' | 'T' | 't') | None)))
+}
+
+/// The account of a program that stands still, or will: its lines add up to its sum, the sum is within 1 % of what smaps has as ours,
 /// and ours and not ours are all there is.
 #[track_caller]
 pub fn account_adds_up(pid: u32, who: &str) {
@@ -181,6 +193,11 @@ pub fn account_adds_up(pid: u32, who: &str) {
         "absent-records",
         "absent-object",
     ];
+    let start = std::time::Instant::now();
+    while !stands_still(pid) {
+        assert!(start.elapsed() < crate::process::HANG, "{who} does not come to rest");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     let document = vmstat(pid, &["-s"]);
     let account = &document["memory-account"];
     let line = |name: &str| {

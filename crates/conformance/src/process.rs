@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Only a hang takes this long.
-const HANG: Duration = Duration::from_secs(400);
+pub(crate) const HANG: Duration = Duration::from_secs(400);
 
 /// A program with its arguments and surroundings.
 #[derive(Clone, Debug)]
